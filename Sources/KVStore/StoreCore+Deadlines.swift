@@ -1,0 +1,45 @@
+// Time only enters here: every event first lets pass what is due.
+
+extension StoreCore {
+    /// When something next comes due, if anything does.
+    package var nextDeadline: UInt64? { deadlines.earliest }
+
+    /// Lets the deadlines up to `now` pass. Every event does so itself; the driver calls it when
+    /// nothing else happens.
+    package mutating func advance(to now: UInt64) {
+        if now > currentTime { currentTime = now }
+        while let (due, item) = deadlines.next(dueAt: currentTime) {
+            switch item {
+            case .hold(let id):
+                if holds[id]?.deadline == due { expireHold(id) }
+            case .writeLease(let id):
+                if writeLeases[id]?.deadline == due, !writeLeases[id]!.hasExpired {
+                    counters.writeLeasesExpired += 1
+                    expireWriteLease(id)
+                }
+            case .timeToLive(let chunk):
+                if timesToLive[chunk] == due { removeSubtree(chunk, fate: .expired) }
+            case .pin(let chunk):
+                if pinsUntil[chunk] == due { endTimedPin(chunk) }
+            }
+        }
+        compactDeadlinesIfMostAreStale()
+    }
+
+    private mutating func compactDeadlinesIfMostAreStale() {
+        let live = holds.count + writeLeases.count + timesToLive.count + pinsUntil.count
+        if deadlines.count < 4096 || deadlines.count < 4 * live { return }
+        var queue = DeadlineQueue()
+        swap(&queue, &deadlines)
+        queue.compact { due, item in
+            switch item {
+            case .hold(let id): holds[id]?.deadline == due
+            case .writeLease(let id):
+                writeLeases[id]?.deadline == due && !writeLeases[id]!.hasExpired
+            case .timeToLive(let chunk): timesToLive[chunk] == due
+            case .pin(let chunk): pinsUntil[chunk] == due
+            }
+        }
+        swap(&queue, &deadlines)
+    }
+}

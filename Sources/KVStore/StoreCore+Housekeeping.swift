@@ -1,0 +1,209 @@
+internal import KVArena
+package import KVIdentity
+
+// Looking, pinning, expiring, dropping.
+
+extension StoreCore {
+    /// Where a chunk is.
+    package enum Location: UInt8, Sendable {
+        case absent = 0
+        case memory = 1
+        case beingWritten = 255
+    }
+
+    /// Where each key is. Changes nothing.
+    package mutating func locate(
+        space handle: UInt32, root: Digest, keys: [Digest], session: SessionID, now: UInt64
+    ) throws(StoreError) -> [Location] {
+        advance(to: now)
+        try requireKeys(keys)
+        _ = try requireSpace(handle, session: session)
+        let slot = rootSlots[root]
+        var result: [Location] = []
+        for key in keys {
+            guard let chunk = index.find(key, chunks), chunks[chunk].space == handle,
+                chunks[chunk].root == slot
+            else {
+                result.append(.absent)
+                continue
+            }
+            result.append(chunks[chunk].isVisible ? .memory : .beingWritten)
+        }
+        return result
+    }
+
+    /// How many leading keys match, and why the next one does not. Changes nothing.
+    package mutating func explain(
+        space handle: UInt32, root: Digest, keys: [Digest], session: SessionID, now: UInt64
+    ) throws(StoreError) -> (matched: Int, code: String, sentence: String) {
+        advance(to: now)
+        try requireKeys(keys)
+        let space = try requireSpace(handle, session: session)
+        let matched = visiblePrefix(space: handle, root: root, keys: keys).count
+        if matched == keys.count { return (matched, "hit", "all \(matched) chunks are in memory") }
+        let key = keys[matched]
+        let name = "chunk \(matched) (key \(String(key.description.prefix(12)))…)"
+        if let chunk = index.find(key, chunks) {
+            if chunks[chunk].space != handle || rootSlots[root] != chunks[chunk].root {
+                return (
+                    matched, "never-stored",
+                    "\(name) is known, but in another space or under another root"
+                )
+            }
+            if chunks[chunk].state == .writing {
+                return (matched, "being-written", "\(name) is being written and not sealed yet")
+            }
+            return (matched, "parent-missing", "\(name) is sealed, but not the chunks before it")
+        }
+        if let (fate, timeMs) = fates.fate(of: key) {
+            let ago = (currentTime / 1_000_000 - timeMs) / 1000
+            switch fate {
+            case .evicted:
+                return (matched, "evicted", "\(name) was evicted \(ago) s ago to make room")
+            case .dropped:
+                return (matched, "dropped", "\(name) was dropped \(ago) s ago on request")
+            case .expired:
+                return (matched, "expired", "\(name) reached its time to live \(ago) s ago")
+            case .damaged:
+                return (
+                    matched, "damaged",
+                    "\(name) failed its check \(ago) s ago; see the server's log"
+                )
+            case .writerGaveUp:
+                return (
+                    matched, "writer-gave-up",
+                    "\(name) was reserved, but its writer gave up, died or was late, \(ago) s ago"
+                )
+            }
+        }
+        return (
+            matched, "never-stored",
+            "\(name) was never stored here under this root, or so long ago that it is forgotten; space "
+                + "\(handle) has \(space.chunkCount) chunks under \(space.roots.count) roots"
+        )
+    }
+
+    /// Keeps the leading keys from eviction for `ms`. - Returns: how many.
+    package mutating func pin(
+        space handle: UInt32, root: Digest, keys: [Digest], ms: UInt64, session: SessionID,
+        now: UInt64
+    ) throws(StoreError) -> Int {
+        advance(to: now)
+        try requireKeys(keys)
+        let space = try requireSpace(handle, session: session)
+        try requireLifetime(ms, smallest: 1)
+        let found = visiblePrefix(space: handle, root: root, keys: keys)
+        let added = found.count { !chunks[$0].isPinnedUntil } * space.chunkBytes
+        if pinnedBytes + added > configuration.arenaBytes / StoreLimits.pinnedShareOfArena {
+            throw StoreError(
+                .limit,
+                "\(pinnedBytes) bytes are pinned; with these \(added) it would be more than half the arena"
+            )
+        }
+        let until = currentTime + ms * 1_000_000
+        for chunk in found.reversed() {
+            if !chunks[chunk].isPinnedUntil {
+                chunks[chunk].isPinnedUntil = true
+                pinnedBytes += space.chunkBytes
+                pin(chunk)
+            }
+            pinsUntil[chunk] = until
+            deadlines.add(.pin(chunk: chunk), due: until)
+        }
+        return found.count
+    }
+
+    /// Takes pins off the leading keys. - Returns: how many had one.
+    package mutating func unpin(
+        space handle: UInt32, root: Digest, keys: [Digest], session: SessionID, now: UInt64
+    ) throws(StoreError) -> Int {
+        advance(to: now)
+        try requireKeys(keys)
+        _ = try requireSpace(handle, session: session)
+        var count = 0
+        for chunk in visiblePrefix(space: handle, root: root, keys: keys)
+        where chunks[chunk].isPinnedUntil {
+            endTimedPin(chunk)
+            count += 1
+        }
+        return count
+    }
+
+    mutating func endTimedPin(_ chunk: UInt32) {
+        pinsUntil[chunk] = nil
+        chunks[chunk].isPinnedUntil = false
+        pinnedBytes -= spaces[chunks[chunk].space]!.chunkBytes
+        unpin(chunk)
+    }
+
+    /// Has the leading keys dropped after `ms`; 0 takes the limit away. - Returns: how many.
+    package mutating func expire(
+        space handle: UInt32, root: Digest, keys: [Digest], ms: UInt64, session: SessionID,
+        now: UInt64
+    ) throws(StoreError) -> Int {
+        advance(to: now)
+        try requireKeys(keys)
+        _ = try requireSpace(handle, session: session)
+        try requireLifetime(ms, smallest: 0)
+        let found = visiblePrefix(space: handle, root: root, keys: keys)
+        let due = currentTime + ms * 1_000_000
+        for chunk in found {
+            chunks[chunk].hasTimeToLive = ms > 0
+            timesToLive[chunk] = ms > 0 ? due : nil
+            if ms > 0 { deadlines.add(.timeToLive(chunk: chunk), due: due) }
+        }
+        return found.count
+    }
+
+    /// Drops the given keys and all chunks that follow any of them. - Returns: how many went.
+    package mutating func drop(
+        space handle: UInt32, root: Digest, keys: [Digest], session: SessionID, now: UInt64
+    ) throws(StoreError) -> Int {
+        advance(to: now)
+        try requireKeys(keys)
+        _ = try requireSpace(handle, session: session)
+        guard let slot = rootSlots[root] else { return 0 }
+        var count = 0
+        for key in keys {
+            guard let chunk = index.find(key, chunks), chunks[chunk].space == handle,
+                chunks[chunk].root == slot
+            else { continue }
+            count += removeSubtree(chunk, fate: .dropped)
+        }
+        return count
+    }
+
+    /// Drops all chunks of a root. - Returns: how many went.
+    package mutating func drop(space handle: UInt32, root: Digest, session: SessionID, now: UInt64)
+        throws(StoreError) -> Int
+    {
+        advance(to: now)
+        _ = try requireSpace(handle, session: session)
+        guard let slot = rootSlots[root], roots[Int(slot)].space == handle else { return 0 }
+        return dropRoot(slot)
+    }
+
+    /// Drops all chunks of a space, whoever opened it. - Returns: how many went.
+    package mutating func drop(space handle: UInt32, now: UInt64) throws(StoreError) -> Int {
+        advance(to: now)
+        guard let space = spaces[handle] else {
+            throw StoreError(
+                .unknownSpace, "no space has the handle \(handle); KV.SPACES lists them")
+        }
+        return space.roots.sorted().reduce(0) { $0 + dropRoot($1) }
+    }
+
+    private mutating func dropRoot(_ slot: UInt32) -> Int {
+        var count = 0
+        while roots[Int(slot)].chunkCount > 0, roots[Int(slot)].firstChild != Chunk.none {
+            count += removeSubtree(roots[Int(slot)].firstChild, fate: .dropped)
+        }
+        return count
+    }
+
+    private func requireLifetime(_ ms: UInt64, smallest: UInt64) throws(StoreError) {
+        if ms < smallest || ms > StoreLimits.lifetimeMs {
+            throw StoreError(.argument, "\(ms) ms; give \(smallest) to \(StoreLimits.lifetimeMs)")
+        }
+    }
+}

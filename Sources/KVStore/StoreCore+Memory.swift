@@ -1,0 +1,89 @@
+internal import KVArena
+internal import KVIdentity
+internal import KVPolicy
+
+// Memory for new chunks: a free extent, else the place of what is worth least.
+
+extension StoreCore {
+    /// A chunk in state `writing` with an extent for each shard, in the index; nil, and nothing
+    /// changed but evictions, when there is no room.
+    mutating func makeChunk(_ key: Digest, parent: UInt32, root: UInt32, space: SpaceState)
+        -> UInt32?
+    {
+        let chunk =
+            vacantChunks.popLast()
+            ?? chunks.append(Chunk(key: key, root: 0, space: 0, firstShard: 0))
+        var pages: [UInt32] = []
+        pages.reserveCapacity(space.shardPages.count)
+        for length in space.shardPages {
+            guard let page = allocate(length, owner: chunk) else {
+                for page in pages { allocator.free(page: page) }
+                chunks[chunk].state = .vacant
+                vacantChunks.append(chunk)
+                return nil
+            }
+            pages.append(page)
+        }
+        let first =
+            vacantShards[pages.count]?.popLast()
+            ?? shards.append(ShardRecord(page: 0), copies: pages.count)
+        for (shard, page) in pages.enumerated() {
+            shards[first + UInt32(shard)] = ShardRecord(page: page)
+        }
+        chunks[chunk] = Chunk(
+            key: key, parent: parent, root: root, space: space.handle, firstShard: first)
+        index.insert(chunk, key: key, chunks)
+        policy.insert(chunk, group: space.group)
+        spaces[space.handle]!.chunkCount += 1
+        roots[Int(root)].chunkCount += 1
+        link(chunk)
+        return chunk
+    }
+
+    private mutating func allocate(_ length: Int, owner: UInt32) -> UInt32? {
+        while true {
+            if let page = allocator.allocate(pages: length, owner: owner, worth: policy.worthNow) {
+                return page
+            }
+            if !makeRoom(for: length) { return nil }
+        }
+    }
+
+    /// Evicts so that an extent of `length` pages may be had: the leaf of this length that is worth
+    /// least, or, where every chunk in some region of another length is worth less than that leaf,
+    /// the whole region.
+    ///
+    /// - Returns: false if nothing can go.
+    private mutating func makeRoom(for length: Int) -> Bool {
+        var victim: UInt32?
+        for group in groupsByLength[length] ?? [] {
+            guard let candidate = policy.victim(in: group) else { continue }
+            if let best = victim, policy.worth(of: best) <= policy.worth(of: candidate) { continue }
+            victim = candidate
+        }
+        if allocator.lengthCount > (victim == nil ? 0 : 1) {
+            let bound = victim.map { policy.worth(of: $0) } ?? .max
+            let place = cheapestPlace(for: length, below: bound)
+            if let place, !place.isEmpty {
+                // A shard's extent stands for its chunk, which may stand there several times, or be
+                // gone with an ancestor.
+                for owner in place where isMovable(owner) {
+                    counters.chunksEvictedForOtherLength += removeSubtree(owner, fate: .evicted)
+                }
+                return true
+            }
+        }
+        guard let victim else { return false }
+        removeSubtree(victim, fate: .evicted)
+        return true
+    }
+
+    private func cheapestPlace(for length: Int, below bound: UInt64) -> [UInt32]? {
+        allocator.cheapestPlace(extentPages: length, below: bound) { isMovable($0) }
+    }
+
+    /// Whether a chunk, and so all its descendants, may go.
+    func isMovable(_ chunk: UInt32) -> Bool {
+        chunks[chunk].state == .sealed && chunks[chunk].pins == 0
+    }
+}

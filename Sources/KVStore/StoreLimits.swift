@@ -1,0 +1,23 @@
+/// The store's named limits. `docs/protocol.md` lists them for users.
+public enum StoreLimits {
+    /// Keys in one call.
+    public static let keys = 65_536
+    /// Holds and leases of one session.
+    public static let leasesPerSession = 65_536
+    /// Spaces that are open or have chunks.
+    public static let spaces = 1_024
+    /// Keys of a reservation times shards of its space.
+    public static let extentsPerReservation = 1 << 20
+    /// Chunks in all holds and read leases of one session together.
+    public static let chunksHeldPerSession = 1 << 22
+    /// Checks that wait for a thread; beyond it none is started that nobody waits for.
+    package static let waitingChecks = 4_096
+    /// The longest time a hold or lease can be asked for, in milliseconds (one hour).
+    public static let leaseMs: UInt64 = 3_600_000
+    /// The longest time to live or pin, in milliseconds (a year).
+    public static let lifetimeMs: UInt64 = 31_536_000_000
+    /// Of the arena, what can be pinned: one part in this many.
+    public static let pinnedShareOfArena = 2
+    /// Removed chunks whose fate `explain` still knows.
+    package static let rememberedFates = 65_536
+}
