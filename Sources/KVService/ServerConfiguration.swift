@@ -1,0 +1,40 @@
+public import Logging
+internal import RESP
+
+/// How a server is run.
+public struct ServerConfiguration: Sendable {
+    /// Path of the Unix socket.
+    public var socketPath: String
+    /// A group that may connect too; nil for the user alone.
+    public var socketGroup: String?
+    /// Where the server tells what it does.
+    public var logger: Logger
+
+    /// A configuration.
+    public init(socketPath: String, socketGroup: String? = nil, logger: Logger) {
+        self.socketPath = socketPath
+        self.socketGroup = socketGroup
+        self.logger = logger
+    }
+}
+
+/// The server's named limits. `docs/protocol.md` lists them for users.
+public enum ServerLimits {
+    /// Connections at a time.
+    public static let connections = 1_024
+    /// Replies that a client has not read yet; beyond it the connection is closed.
+    public static let unreadReplyBytes = 64 << 20
+    /// Unread replies from which on no more commands of the connection are taken.
+    static let pausedReplyBytes = 1 << 20
+    /// Bytes of a session's id.
+    public static let sessionNameBytes = 128
+    /// Bytes of the name that `CLIENT SETNAME` gives.
+    public static let clientNameBytes = 128
+    /// How long a `KV.WAIT` may ask for, and what it gets by default, in milliseconds.
+    public static let waitMs = 600_000
+    static let defaultWaitMs = 5_000
+    /// How long a stopping server goes on sending replies.
+    static let stopMs = 1_000
+    static let readBytes = 64 << 10
+    static let commands = ParserLimits()
+}
