@@ -1,0 +1,103 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// The rooms of the house. A target imports only what stands below it; docs/architecture.md has the
+// picture.
+let settings: [SwiftSetting] = [
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+]
+
+/// The fuzzers are declared only when asked for (`make fuzz`): they need another run-time library.
+let isFuzzing = Context.environment["KV_FUZZ"] != nil
+let instrumented: [SwiftSetting] = isFuzzing ? [.unsafeFlags(["-sanitize=fuzzer,address"])] : []
+
+let memorySafe: [SwiftSetting] = settings + [.strictMemorySafety()]
+let parserSettings: [SwiftSetting] = memorySafe + instrumented
+
+let package = Package(
+    name: "kvasir",
+    products: [
+        .library(name: "KVStore", targets: ["KVStore"]),
+        .library(name: "KVIdentity", targets: ["KVIdentity"]),
+        .library(name: "KVClient", targets: ["KVClient"]),
+        .executable(name: "kvasir", targets: ["kvasir"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+    ],
+    targets: [
+        .target(name: "CKvasir"),
+        .target(name: "CXXHash", exclude: ["LICENSE"]),
+        .target(
+            name: "KVIdentity", dependencies: [.product(name: "Crypto", package: "swift-crypto")],
+            swiftSettings: memorySafe),
+        .target(name: "KVPolicy", swiftSettings: settings),
+        .target(name: "KVThreads", dependencies: ["CKvasir"], swiftSettings: settings),
+        .target(name: "KVArena", dependencies: ["CKvasir"], swiftSettings: settings),
+        .target(name: "RESP", swiftSettings: parserSettings),
+        .target(
+            name: "KVStore",
+            dependencies: [
+                "KVIdentity", "KVPolicy", "KVArena", "KVThreads", "CXXHash",
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: settings),
+        .target(name: "KVSocket", dependencies: ["CKvasir"], swiftSettings: settings),
+        .target(
+            name: "KVService",
+            dependencies: [
+                "KVStore", "KVIdentity", "KVArena", "KVSocket", "KVThreads", "RESP", "CKvasir",
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: settings),
+        .target(
+            name: "KVClient",
+            dependencies: ["KVIdentity", "KVSocket", "KVThreads", "RESP", "CKvasir"],
+            swiftSettings: settings),
+        .executableTarget(
+            name: "kvasir",
+            dependencies: [
+                "KVService", "KVStore", "KVArena", "KVSocket", "KVThreads", "RESP", "KVClient",
+                "KVIdentity", "CKvasir",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: settings),
+        .testTarget(
+            name: "KVIdentityTests", dependencies: ["KVIdentity"], exclude: ["Resources"],
+            swiftSettings: settings),
+        .testTarget(name: "RESPTests", dependencies: ["RESP"], swiftSettings: settings),
+        .testTarget(name: "KVPolicyTests", dependencies: ["KVPolicy"], swiftSettings: settings),
+        .testTarget(name: "KVArenaTests", dependencies: ["KVArena"], swiftSettings: settings),
+        .testTarget(
+            name: "KVStoreTests",
+            dependencies: [
+                "KVStore", "KVIdentity", "KVArena", .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: settings),
+        .testTarget(
+            name: "KVClientTests",
+            dependencies: [
+                "KVClient", "KVService", "KVStore", "KVIdentity", "KVSocket", "RESP",
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: settings),
+    ]
+)
+
+if isFuzzing {
+    let fuzzerSettings: [SwiftSetting] =
+        settings + [.unsafeFlags(["-sanitize=fuzzer,address", "-parse-as-library"])]
+    let fuzzerLinking: [LinkerSetting] = [
+        .unsafeFlags(["-sanitize=fuzzer,address", "-use-ld=lld"])
+    ]
+    package.targets.append(.target(name: "CFuzz", path: "Fuzz/CFuzz"))
+    package.targets.append(
+        .executableTarget(
+            name: "FuzzRESP", dependencies: ["RESP", "CFuzz"], path: "Fuzz/FuzzRESP",
+            swiftSettings: fuzzerSettings, linkerSettings: fuzzerLinking))
+}
