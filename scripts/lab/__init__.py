@@ -1,0 +1,1 @@
+"""Runs real daemons and real vLLM engines for the demo, the end-to-end tests, the benchmarks."""
