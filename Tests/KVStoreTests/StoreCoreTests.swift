@@ -22,6 +22,7 @@ struct StoreCoreTests {
 
         var gauges: StoreGauges { core.gauges }
         var counters: StoreCounters { core.counters }
+        func leaseTagged(_ tag: UInt64) -> UInt64? { core.writeLease(tag: tag, session: session) }
         var isKnown: Bool { core.hasSession(session) }
         var broken: String? { core.brokenInvariant() }
 
@@ -411,5 +412,63 @@ struct StoreCoreTests {
             #expect(try setup.match(keys).count == (number % 2 == 0 ? 5 : 10))
         }
         #expect(setup.broken == nil)
+    }
+
+    @Test("A chunk whose shards don't fit together is refused when its space is opened")
+    func wholeChunkMustFit() throws {
+        let setup = try Setup(pages: 16)
+        let fits = Array(repeating: 4096, count: 16)
+        #expect(try setup.open("fits", shardBytes: fits) > 0)
+        #expect(throws: StoreError.self) { try setup.open("too many", shardBytes: fits + [4096]) }
+    }
+
+    @Test("A reservation takes so many extents, not one more")
+    func reservationLimit() throws {
+        let setup = try Setup(pages: 32)
+        let wide = try setup.open("wide", shardBytes: Array(repeating: 4096, count: 32))
+        let keys = (0...UInt64(StoreLimits.extentsPerReservation / 32)).map { key(2, $0) }
+        let root = key(2)
+        #expect(
+            code { () throws(StoreError) in
+                try setup.reserve(keys, space: wide, root: root)
+            } == .limit)
+        let fitting = Array(keys.dropLast())
+        #expect(try setup.reserve(fitting, space: wide, root: root).states[0] == .granted)
+    }
+
+    @Test("A root belongs to one space")
+    func rootsBelongToOneSpace() throws {
+        let setup = try Setup()
+        try setup.save(setup.keys(2))
+        let other = try setup.open("other")
+        #expect(
+            code { () throws(StoreError) in try setup.reserve([key(7)], space: other) } == .chain)
+    }
+
+    @Test("A write lease is found by its tag, which can't be given twice")
+    func tags() throws {
+        let setup = try Setup()
+        func reserve(_ keys: [Digest]) throws(StoreError) -> UInt64 {
+            try setup.core.reserve(
+                space: setup.space, root: setup.root, keys: keys, timeToLiveMs: 1000, tag: 42,
+                session: setup.session, now: 1
+            ).lease
+        }
+        let lease = try reserve(setup.keys(1))
+        #expect(setup.leaseTagged(42) == lease)
+        #expect(setup.leaseTagged(43) == nil)
+        #expect(code { () throws(StoreError) in try reserve([key(3)]) } == .argument)
+        #expect(try setup.release(lease))
+        #expect(setup.leaseTagged(42) == nil)
+    }
+
+    @Test("Keys that agree in a part of their bytes don't make the index slow")
+    func noCollisionsToOrder() throws {
+        let setup = try Setup(pages: 32 * 1024)
+        let keys = (0..<UInt64(30_000)).map { Digest(words: (5, 6, 7, $0)) }
+        let started = ContinuousClock.now
+        try setup.save(keys)
+        #expect(try setup.match(keys).count == keys.count)
+        #expect(ContinuousClock.now - started < .seconds(10), "every key probes past all others")
     }
 }
