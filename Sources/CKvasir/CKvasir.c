@@ -136,8 +136,3 @@ int kv_pin(pid_t process, int index) {
     }
     return sched_setaffinity(process, sizeof wanted, &wanted) == 0 ? 0 : errno;
 }
-
-int kv_run_when_idle(void) {
-    struct sched_param parameters = {.sched_priority = 0};
-    return pthread_setschedparam(pthread_self(), SCHED_IDLE, &parameters);
-}

@@ -333,25 +333,38 @@ extension EventLoop {
 
     // MARK: Housekeeping
 
-    private func locate(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
-        let target = try target(arguments, at: 1)
+    /// Runs one event of the store on the `space root keys` that stand at `first`.
+    private func applyToKeys<Result: Sendable>(
+        _ arguments: Arguments, at first: Int = 1, _ connection: Connection,
+        _ body: (inout StoreCore, Target, StoreCore.SessionID, UInt64) throws(StoreError) -> Result
+    ) throws(CommandError) -> Result {
+        let target = try target(arguments, at: first)
         let session = connection.session.id
-        let places = try apply { core, now throws(StoreError) in
+        return try apply { core, now throws(StoreError) in try body(&core, target, session, now) }
+    }
+
+    private func locate(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
+        let places = try applyToKeys(arguments, connection) {
+            core, target, session, now throws(StoreError) in
             try core.locate(
                 space: target.space, root: target.root, keys: target.keys, session: session,
                 now: now)
         }
-        connection.writer.write(bytes: places.map(\.rawValue), isHex: target.isHex)
+        connection.writer.write(bytes: places.map(\.rawValue), isHex: isHex(arguments))
     }
 
-    private func explain(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
-        let target = try target(arguments, at: 1)
-        let session = connection.session.id
-        let answer = try apply { core, now throws(StoreError) in
+    private func explanation(_ arguments: Arguments, _ connection: Connection)
+        throws(CommandError) -> (matched: Int, code: String, sentence: String)
+    {
+        try applyToKeys(arguments, connection) { core, target, session, now throws(StoreError) in
             try core.explain(
                 space: target.space, root: target.root, keys: target.keys, session: session,
                 now: now)
         }
+    }
+
+    private func explain(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
+        let answer = try explanation(arguments, connection)
         connection.writer.array(3)
         connection.writer.integer(answer.matched)
         connection.writer.bulk(answer.code)
@@ -360,21 +373,13 @@ extension EventLoop {
 
     /// All chunks are in memory, so those that are there are. It counts as no match.
     private func prefetch(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
-        let target = try target(arguments, at: 1)
-        let session = connection.session.id
-        let known = try apply { core, now throws(StoreError) in
-            try core.explain(
-                space: target.space, root: target.root, keys: target.keys, session: session,
-                now: now)
-        }
-        connection.writer.integer(known.matched)
+        connection.writer.integer(try explanation(arguments, connection).matched)
     }
 
     private func pin(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
-        let target = try target(arguments, at: 1)
         let ms = UInt64(try arguments.integer(4, "the time", 1...Int(StoreLimits.lifetimeMs)))
-        let session = connection.session.id
-        let count = try apply { core, now throws(StoreError) in
+        let count = try applyToKeys(arguments, connection) {
+            core, target, session, now throws(StoreError) in
             try core.pin(
                 space: target.space, root: target.root, keys: target.keys, ms: ms, session: session,
                 now: now)
@@ -383,9 +388,8 @@ extension EventLoop {
     }
 
     private func unpin(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
-        let target = try target(arguments, at: 1)
-        let session = connection.session.id
-        let count = try apply { core, now throws(StoreError) in
+        let count = try applyToKeys(arguments, connection) {
+            core, target, session, now throws(StoreError) in
             try core.unpin(
                 space: target.space, root: target.root, keys: target.keys, session: session,
                 now: now)
@@ -394,10 +398,9 @@ extension EventLoop {
     }
 
     private func expire(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
-        let target = try target(arguments, at: 1)
         let ms = UInt64(try arguments.integer(4, "the time", 0...Int(StoreLimits.lifetimeMs)))
-        let session = connection.session.id
-        let count = try apply { core, now throws(StoreError) in
+        let count = try applyToKeys(arguments, connection) {
+            core, target, session, now throws(StoreError) in
             try core.expire(
                 space: target.space, root: target.root, keys: target.keys, ms: ms, session: session,
                 now: now)
@@ -420,8 +423,8 @@ extension EventLoop {
                 try core.drop(space: space, root: root, session: session, now: now)
             }
         case ("KEYS", 5), ("KEYS", 6):
-            let target = try target(arguments, at: 2)
-            count = try apply { core, now throws(StoreError) in
+            count = try applyToKeys(arguments, at: 2, connection) {
+                core, target, session, now throws(StoreError) in
                 try core.drop(
                     space: target.space, root: target.root, keys: target.keys, session: session,
                     now: now)
@@ -437,7 +440,8 @@ extension EventLoop {
 
     private func sync(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
         throw CommandError(
-            "KVNOTIER", "nothing can be made durable: this server has only the memory tier")
+            StoreError.Code.noTier.description,
+            "nothing can be made durable: this server has only the memory tier")
     }
 
     // MARK: Telling

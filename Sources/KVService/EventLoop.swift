@@ -172,7 +172,7 @@ final class EventLoop {
             guard let waiting = connection.waiting, waiting.deadline <= now else { continue }
             connection.waiting = nil
             connection.writer.error(
-                "KVTIMEOUT",
+                StoreError.Code.timeout.description,
                 "lease \(waiting.lease) still has pending extents; wait again or release it")
             serve(connection)
         }

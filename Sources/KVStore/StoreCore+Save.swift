@@ -168,7 +168,8 @@ extension StoreCore {
                 "KVFULL only \(allocator.readySlabs * 100 / allocator.slabCount) % of the arena is "
                 + "faulted in yet and that part is in use; save again later"
         }
-        return "KVFULL every chunk in the arena is held, pinned, being written or quarantined "
+        return
+            "\(StoreError.Code.full) every chunk in the arena is held, pinned, being written or quarantined "
             + "(\(holds.count) holds, \(writeLeases.count) write leases, \(pinnedBytes >> 20) MiB pinned); "
             + "release some, or start the server with more --memory"
     }

@@ -41,9 +41,4 @@ public final class NamedThread: Sendable {
             pthread_join(thread, nil)
         }
     }
-
-    /// Makes the calling thread run only when the processor has nothing else to do.
-    public static func runWhenIdle() {
-        _ = kv_run_when_idle()
-    }
 }

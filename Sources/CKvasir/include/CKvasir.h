@@ -45,6 +45,3 @@ void kv_name_thread(const char *name);
 /// -1, to none in particular. 0, or an errno value; ENOENT where there are not so many processors.
 int kv_pin(pid_t process, int index);
 
-/// Makes the calling thread run only when the processor has nothing else to do. 0 or an errno value.
-int kv_run_when_idle(void);
-
