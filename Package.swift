@@ -79,10 +79,16 @@ let package = Package(
                 "KVStore", "KVIdentity", "KVArena", .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: settings),
+        .target(
+            name: "TestSupport",
+            dependencies: [
+                "KVClient", "KVService", "KVStore", .product(name: "Logging", package: "swift-log"),
+            ],
+            path: "Tests/TestSupport", swiftSettings: settings),
         .testTarget(
             name: "KVClientTests",
             dependencies: [
-                "KVClient", "KVService", "KVStore", "KVIdentity", "KVSocket", "RESP",
+                "TestSupport", "KVClient", "KVService", "KVStore", "KVIdentity", "KVSocket", "RESP",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: settings),

@@ -19,7 +19,15 @@ extension EventLoop {
     /// A command: its handler, and how many arguments it takes, its name included.
     struct Command: Sendable {
         var count: ClosedRange<Int>
+        /// Where the last argument stands if it is there, which then is `HEX`; nil where a command looks itself.
+        var hexAt: Int?
         var handler: Handler
+
+        init(count: ClosedRange<Int>, hexAt: Int? = nil, handler: @escaping Handler) {
+            self.count = count
+            self.hexAt = hexAt
+            self.handler = handler
+        }
     }
 
     static let commands: [String: Command] = {
@@ -52,6 +60,12 @@ extension EventLoop {
         guard command.count.contains(arguments.count) else {
             throw CommandError(
                 "ERR", "wrong number of arguments for '\(name)'; docs/protocol.md shows its form")
+        }
+        if let place = command.hexAt, arguments.count > place, !arguments.matches(place, "HEX") {
+            throw CommandError(
+                "ERR",
+                "syntax error near '\(arguments.text(place).prefix(32))'; only HEX may follow the arguments "
+                    + "of \(name)")
         }
         try command.handler(self)(arguments, connection)
     }

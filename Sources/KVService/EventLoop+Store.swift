@@ -19,12 +19,12 @@ extension EventLoop {
             "KV.RELEASE": Command(count: 2...4) { $0.release },
             "KV.RESERVE": Command(count: 4...11) { $0.reserve },
             "KV.COMMIT": Command(count: 4...4) { $0.commit },
-            "KV.LOCATE": Command(count: 4...5) { $0.locate },
-            "KV.EXPLAIN": Command(count: 4...5) { $0.explain },
-            "KV.PREFETCH": Command(count: 4...5) { $0.prefetch },
-            "KV.PIN": Command(count: 5...6) { $0.pin },
-            "KV.UNPIN": Command(count: 4...5) { $0.unpin },
-            "KV.EXPIRE": Command(count: 5...6) { $0.expire },
+            "KV.LOCATE": Command(count: 4...5, hexAt: 4) { $0.locate },
+            "KV.EXPLAIN": Command(count: 4...5, hexAt: 4) { $0.explain },
+            "KV.PREFETCH": Command(count: 4...5, hexAt: 4) { $0.prefetch },
+            "KV.PIN": Command(count: 5...6, hexAt: 5) { $0.pin },
+            "KV.UNPIN": Command(count: 4...5, hexAt: 4) { $0.unpin },
+            "KV.EXPIRE": Command(count: 5...6, hexAt: 5) { $0.expire },
             "KV.DROP": Command(count: 3...6) { $0.drop },
             "KV.SYNC": Command(count: 1...1) { $0.sync },
             "KV.STATS": Command(count: 1...1) { $0.stats },
@@ -412,17 +412,19 @@ extension EventLoop {
         let session = connection.session.id
         let space = try space(arguments, 2)
         let count: Int
-        switch (arguments.word(1), arguments.count) {
+        // In front of HEX, which may stand last.
+        let fixed = arguments.count - (isHex(arguments) ? 1 : 0)
+        switch (arguments.word(1), fixed) {
         case ("SPACE", 3):
             count = try apply { core, now throws(StoreError) in
                 try core.drop(space: space, now: now)
             }
-        case ("ROOT", 4), ("ROOT", 5):
+        case ("ROOT", 4):
             let root = try arguments.digest(3, "the root", isHex: isHex(arguments))
             count = try apply { core, now throws(StoreError) in
                 try core.drop(space: space, root: root, session: session, now: now)
             }
-        case ("KEYS", 5), ("KEYS", 6):
+        case ("KEYS", 5):
             count = try applyToKeys(arguments, at: 2, connection) {
                 core, target, session, now throws(StoreError) in
                 try core.drop(

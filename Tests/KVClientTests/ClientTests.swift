@@ -2,6 +2,7 @@ import Glibc
 import KVClient
 import KVIdentity
 import RESP
+import TestSupport
 import Testing
 
 @Suite("The client and a real server")
@@ -111,6 +112,30 @@ struct ClientTests {
         #expect(error.code == .noTier)
         #expect(try client.command("ECHO", "hello") == .bulk(Array("hello".utf8)))
         #expect(client.isConnected)
+    }
+
+    @Test("What follows the arguments of a command and is not HEX is refused, not ignored")
+    func trailingArguments() throws {
+        let server = try TestServer()
+        let client = try server.client()
+        let space = try Sample.space()
+        let (root, keys) = Sample.keys(1, space)
+        let handle = try client.open(space).handle
+        let target = ["\(handle)", root.digest.hex, keys[0].hex]
+        func send(_ words: [String]) throws -> RESPValue {
+            try client.command(words.map { Array($0.utf8) })
+        }
+        let forms = [
+            ["KV.LOCATE"] + target, ["KV.EXPLAIN"] + target, ["KV.PREFETCH"] + target,
+            ["KV.UNPIN"] + target, ["KV.PIN"] + target + ["5"], ["KV.EXPIRE"] + target + ["5"],
+            ["KV.DROP", "KEYS"] + target, ["KV.DROP", "ROOT", "\(handle)", root.digest.hex],
+        ]
+        for form in forms {
+            _ = try send(form + ["HEX"])
+            let error = try #require(throws: ClientError.self) { try send(form + ["JUNK"]) }
+            #expect(error.code == .command, "\(form[0])")
+            #expect(error.message.contains("syntax error"), "\(form[0])")
+        }
     }
 
     @Test("Errors of the server come as they are and leave the connection as it was")

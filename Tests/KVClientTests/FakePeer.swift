@@ -1,6 +1,7 @@
 import Glibc
 import KVSocket
 import Synchronization
+import TestSupport
 import Testing
 
 /// Something on a socket that answers each request with the next of its replies, whatever was asked.

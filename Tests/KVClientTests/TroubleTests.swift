@@ -1,5 +1,6 @@
 import Glibc
 import KVClient
+import TestSupport
 import Testing
 
 @Suite("The client in trouble", .serialized)
