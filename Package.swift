@@ -22,6 +22,7 @@ let package = Package(
         .library(name: "KVStore", targets: ["KVStore"]),
         .library(name: "KVIdentity", targets: ["KVIdentity"]),
         .library(name: "KVClient", targets: ["KVClient"]),
+        .library(name: "ReferenceLM", targets: ["ReferenceLM"]),
         .executable(name: "kvasir", targets: ["kvasir"]),
     ],
     dependencies: [
@@ -58,11 +59,14 @@ let package = Package(
             name: "KVClient",
             dependencies: ["KVIdentity", "KVSocket", "KVThreads", "RESP", "CKvasir"],
             swiftSettings: settings),
+        // A small transformer that knows nothing of Kvasir, and the glue between the two.
+        .target(name: "CKernels"),
+        .target(name: "ReferenceLM", dependencies: ["CKernels"], swiftSettings: settings),
         .executableTarget(
             name: "kvasir",
             dependencies: [
                 "KVService", "KVStore", "KVArena", "KVSocket", "KVThreads", "RESP", "KVClient",
-                "KVIdentity", "CKvasir",
+                "KVIdentity", "ReferenceLM", "CKernels", "CKvasir",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
@@ -91,6 +95,10 @@ let package = Package(
                 "TestSupport", "KVClient", "KVService", "KVStore", "KVIdentity", "KVSocket", "RESP",
                 .product(name: "Logging", package: "swift-log"),
             ],
+            swiftSettings: settings),
+        .testTarget(name: "CKernelsTests", dependencies: ["CKernels"], swiftSettings: settings),
+        .testTarget(
+            name: "ReferenceLMTests", dependencies: ["ReferenceLM"], exclude: ["Resources"],
             swiftSettings: settings),
     ]
 )
