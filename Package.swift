@@ -23,6 +23,7 @@ let package = Package(
         .library(name: "KVIdentity", targets: ["KVIdentity"]),
         .library(name: "KVClient", targets: ["KVClient"]),
         .library(name: "ReferenceLM", targets: ["ReferenceLM"]),
+        .library(name: "KvasirEngine", targets: ["KvasirEngine"]),
         .executable(name: "kvasir", targets: ["kvasir"]),
     ],
     dependencies: [
@@ -62,11 +63,18 @@ let package = Package(
         // A small transformer that knows nothing of Kvasir, and the glue between the two.
         .target(name: "CKernels"),
         .target(name: "ReferenceLM", dependencies: ["CKernels"], swiftSettings: settings),
+        .target(
+            name: "KvasirEngine",
+            dependencies: [
+                "ReferenceLM", "KVClient", "KVStore", "KVIdentity", "KVThreads",
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: settings),
         .executableTarget(
             name: "kvasir",
             dependencies: [
                 "KVService", "KVStore", "KVArena", "KVSocket", "KVThreads", "RESP", "KVClient",
-                "KVIdentity", "ReferenceLM", "CKernels", "CKvasir",
+                "KVIdentity", "KvasirEngine", "ReferenceLM", "CKernels", "CKvasir",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
@@ -99,6 +107,13 @@ let package = Package(
         .testTarget(name: "CKernelsTests", dependencies: ["CKernels"], swiftSettings: settings),
         .testTarget(
             name: "ReferenceLMTests", dependencies: ["ReferenceLM"], exclude: ["Resources"],
+            swiftSettings: settings),
+        .testTarget(
+            name: "KvasirEngineTests",
+            dependencies: [
+                "TestSupport", "KvasirEngine", "ReferenceLM", "KVClient", "KVStore", "KVIdentity",
+                .product(name: "Logging", package: "swift-log"),
+            ],
             swiftSettings: settings),
     ]
 )

@@ -62,4 +62,10 @@ extension Digest {
         unsafe hasher.update(bufferPointer: bytes)
         return Digest(hasher.finalize())
     }
+
+    /// The SHA-256 digest of `bytes`.
+    public static func sha256(of bytes: [UInt8]) -> Digest {
+        // SAFETY: the pointer does not leave the closure.
+        unsafe bytes.withUnsafeBytes { unsafe sha256(of: $0) }
+    }
 }

@@ -190,6 +190,8 @@ public final class WriteLease: Sendable {
     public let positions: [Int]
     /// Why the other chunks that are not there were refused; empty if none was.
     public let refusal: String
+    /// Leading keys that are stored, granted, or being written by somebody else: all in front of the first refused one.
+    public let coveredCount: Int
 
     private let session: StoreSession
     private let id: UInt64
@@ -200,6 +202,7 @@ public final class WriteLease: Sendable {
         self.session = session
         id = reservation.lease
         refusal = reservation.reason
+        coveredCount = reservation.states.prefix { $0 != .refused }.count
         positions = reservation.states.indices.filter { reservation.states[$0] == .granted }
         extents = positions.indices.map {
             Array(reservation.extents[($0 * shardCount)..<(($0 + 1) * shardCount)])
