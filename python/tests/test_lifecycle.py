@@ -97,7 +97,8 @@ def test_the_arena_goes_with_the_daemon_though_nobody_calls(kvasir_server: Any) 
         line = mapping(arena.address)
         assert line
         assert "memfd" not in line
-        assert shared_kib(arena.address) < 64
+        # The kernel may join it with a neighbour that has pages of its own, so not 0.
+        assert shared_kib(arena.address) < 1024
         assert not any("memfd" in link for link in open_descriptors().values()) or isinstance(
             kvasir_server, FakeServer
         )

@@ -38,6 +38,9 @@ pid_t kv_peer_process(int socket, uid_t *uid);
 /// A pidfd of the peer of a Unix socket: readable once the process is gone; -1 where it can't be had.
 int kv_peer_pidfd(int socket);
 
+/// Has the calling process sent SIGTERM when the thread that started it ends, if it is still a child of `parent`. 0, or an errno value.
+int kv_end_with_parent(pid_t parent);
+
 /// Gives the calling thread a name of at most 15 bytes.
 void kv_name_thread(const char *name);
 
@@ -45,3 +48,9 @@ void kv_name_thread(const char *name);
 /// -1, to none in particular. 0, or an errno value; ENOENT where there are not so many processors.
 int kv_pin(pid_t process, int index);
 
+/// O_DIRECT: the flag of open that reads and writes past the page cache.
+int kv_open_flag_direct(void);
+
+/// fallocate: gives the file `length` bytes in real blocks, which read as zeros. 0, or an errno value; EOPNOTSUPP where the
+/// file system can't.
+int kv_allocate(int fd, uint64_t length);

@@ -11,16 +11,17 @@ struct Bench: ParsableCommand {
             match         1 to 4,000 keys, in the core and over the socket
             copy          saving and loading beside memcpy, 1 and 4 clients
             index         memory of the index at 10 million chunks
+            engine        the built-in engine's products beside OpenBLAS, and a prefill of 4,096 tokens
 
             It starts a server of its own and stops it again. Runs alternate and medians are given. docs/performance.md \
             says what is measured how.
             """)
 
     enum Part: String, ExpressibleByArgument, CaseIterable {
-        case descriptors, match, copy, index, all
+        case descriptors, match, copy, index, engine, all
     }
 
-    @Argument(help: "descriptors, match, copy, index or all.")
+    @Argument(help: "descriptors, match, copy, index, engine or all.")
     var part = Part.all
 
     @Option(
@@ -61,9 +62,9 @@ struct Bench: ParsableCommand {
 
     func run() throws {
         let progress = Progress()
-        let parts: [Part] = part == .all ? [.descriptors, .match, .copy, .index] : [part]
+        let parts: [Part] = part == .all ? [.descriptors, .match, .copy, .index, .engine] : [part]
         var results: [BenchResult] = []
-        if parts != [.index] {
+        if part != .index && part != .engine {
             let server =
                 try socket.map { try BenchServer(named: $0, progress: progress) }
                 ?? BenchServer(memoryBytes: memory.bytes, progress: progress)
@@ -71,6 +72,9 @@ struct Bench: ParsableCommand {
             for part in parts { results += try run(part, server, progress) }
         }
         if parts.contains(.index) { results += try BenchIndex(chunkCount: chunks).run() }
+        if parts.contains(.engine) {
+            results += try BenchEngine(rounds: rounds, progress: progress).run()
+        }
         let report = BenchReport(
             version: KvasirVersion.current, machine: Self.machine(), results: results)
         if json { try JSONOutput.print(report) } else { print(report.text) }
@@ -89,7 +93,7 @@ struct Bench: ParsableCommand {
                 sizes: [1 << 18, 1 << 20, 4 << 20, 8 << 20, 16 << 20, 64 << 20],
                 clientCounts: [1, 4], python: python, progress: progress
             ).run()
-        case .index, .all: []
+        case .index, .engine, .all: []
         }
     }
 

@@ -6,7 +6,7 @@ struct BenchResult: Codable {
     var what: String
     /// Of the figures: `ns` or `bytes`.
     var unit: String
-    /// The machine's own limit.
+    /// The machine's own limit; 0 where it could not be measured, and then so is the ratio.
     var limit: Double
     /// What Kvasir reaches.
     var kvasir: Double
@@ -54,7 +54,7 @@ struct BenchReport: Codable {
     }
 
     private static func figure(_ value: Double?, _ unit: String) -> String {
-        guard let value else { return "–" }
+        guard let value, value > 0 else { return "–" }
         return unit == "ns" ? Format.duration(value) : "\(Format.fixed(value, 1)) \(unit)"
     }
 }

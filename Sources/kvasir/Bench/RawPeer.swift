@@ -13,6 +13,7 @@ struct RawPeer: ParsableCommand {
     @Option var reply: Int
 
     func run() throws {
+        ChildProcess.followParent()
         let listener = try UnixSocket.listen(on: socket, group: nil, backlog: 16)
         let poll = epoll_create1(0)
         Self.watch(poll, listener)
