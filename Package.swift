@@ -30,6 +30,7 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
         .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+        .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
     ],
     targets: [
         .target(name: "CKvasir"),
@@ -40,6 +41,15 @@ let package = Package(
         .target(name: "KVPolicy", swiftSettings: settings),
         .target(name: "KVThreads", dependencies: ["CKvasir"], swiftSettings: settings),
         .target(name: "KVArena", dependencies: ["CKvasir"], swiftSettings: settings),
+        .target(
+            name: "KVDiskFormat", dependencies: ["KVIdentity", "CXXHash"],
+            swiftSettings: memorySafe),
+        .target(
+            name: "KVDisk",
+            dependencies: [
+                "CKvasir", "KVThreads", .product(name: "SystemPackage", package: "swift-system"),
+            ],
+            swiftSettings: settings),
         .target(name: "RESP", swiftSettings: parserSettings),
         .target(
             name: "KVStore",
@@ -85,6 +95,12 @@ let package = Package(
         .testTarget(name: "RESPTests", dependencies: ["RESP"], swiftSettings: settings),
         .testTarget(name: "KVPolicyTests", dependencies: ["KVPolicy"], swiftSettings: settings),
         .testTarget(name: "KVArenaTests", dependencies: ["KVArena"], swiftSettings: settings),
+        .testTarget(
+            name: "KVDiskFormatTests", dependencies: ["KVDiskFormat", "KVIdentity"],
+            exclude: ["Resources"], swiftSettings: settings),
+        .testTarget(
+            name: "KVDiskTests", dependencies: ["KVDisk", "KVThreads", "CKvasir"],
+            swiftSettings: settings),
         .testTarget(
             name: "KVStoreTests",
             dependencies: [
