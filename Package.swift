@@ -90,13 +90,15 @@ let package = Package(
             ],
             swiftSettings: settings),
         .testTarget(
-            name: "KVIdentityTests", dependencies: ["KVIdentity"], exclude: ["Resources"],
+            name: "KVIdentityTests", dependencies: ["TestRandom", "KVIdentity"],
+            exclude: ["Resources"],
             swiftSettings: settings),
-        .testTarget(name: "RESPTests", dependencies: ["RESP"], swiftSettings: settings),
+        .testTarget(
+            name: "RESPTests", dependencies: ["TestRandom", "RESP"], swiftSettings: settings),
         .testTarget(name: "KVPolicyTests", dependencies: ["KVPolicy"], swiftSettings: settings),
         .testTarget(name: "KVArenaTests", dependencies: ["KVArena"], swiftSettings: settings),
         .testTarget(
-            name: "KVDiskFormatTests", dependencies: ["KVDiskFormat", "KVIdentity"],
+            name: "KVDiskFormatTests", dependencies: ["TestRandom", "KVDiskFormat", "KVIdentity"],
             exclude: ["Resources"], swiftSettings: settings),
         .testTarget(
             name: "KVDiskTests", dependencies: ["KVDisk", "KVThreads", "CKvasir"],
@@ -104,9 +106,11 @@ let package = Package(
         .testTarget(
             name: "KVStoreTests",
             dependencies: [
-                "KVStore", "KVIdentity", "KVArena", .product(name: "Logging", package: "swift-log"),
+                "TestRandom", "KVStore", "KVIdentity", "KVArena",
+                .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: settings),
+        .target(name: "TestRandom", path: "Tests/TestRandom", swiftSettings: settings),
         .target(
             name: "TestSupport",
             dependencies: [
@@ -122,7 +126,9 @@ let package = Package(
             swiftSettings: settings),
         .testTarget(
             name: "kvasirTests", dependencies: ["kvasir", "ReferenceLM"], swiftSettings: settings),
-        .testTarget(name: "CKernelsTests", dependencies: ["CKernels"], swiftSettings: settings),
+        .testTarget(
+            name: "CKernelsTests", dependencies: ["TestRandom", "CKernels"], swiftSettings: settings
+        ),
         .testTarget(
             name: "ReferenceLMTests", dependencies: ["ReferenceLM"], exclude: ["Resources"],
             swiftSettings: settings),

@@ -1,5 +1,6 @@
 import CKernels
 import Glibc
+import TestRandom
 import Testing
 
 /// Queries, keys and values of a sequence of tokens in one layer.

@@ -1,5 +1,6 @@
 import CKernels
 import Glibc
+import TestRandom
 import Testing
 
 @Suite("Thread pools")

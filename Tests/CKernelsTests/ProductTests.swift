@@ -1,4 +1,5 @@
 import CKernels
+import TestRandom
 import Testing
 
 @Suite("Matrix products")

@@ -1,4 +1,5 @@
 import CKernels
+import TestRandom
 import Testing
 
 /// A kernel that works on each row alone.

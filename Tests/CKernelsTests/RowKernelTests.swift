@@ -1,6 +1,7 @@
 import CKernels
 import Foundation
 import Glibc
+import TestRandom
 import Testing
 
 @Suite("Kernels of rows")

@@ -1,4 +1,5 @@
 import KVDiskFormat
+import TestRandom
 import Testing
 
 @Suite("Disk header, segment header and trailer")

@@ -1,4 +1,5 @@
 import KVDiskFormat
+import TestRandom
 import Testing
 
 @Suite("The constants of the disk format")

@@ -1,5 +1,6 @@
 import KVDiskFormat
 import KVIdentity
+import TestRandom
 import Testing
 
 @Suite("Groups, entries and footers")

@@ -1,4 +1,5 @@
 import KVDiskFormat
+import TestRandom
 import Testing
 
 /// A bounded fuzz: segments that were damaged from a fixed seed, most of them with checksums that

@@ -1,4 +1,5 @@
 import KVIdentity
+import TestRandom
 import Testing
 
 /// Fields of a space as JSON text, to be changed one by one.

@@ -1,4 +1,5 @@
 import KVIdentity
+import TestRandom
 import Testing
 
 @Suite("Digests")

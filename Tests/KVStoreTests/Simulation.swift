@@ -1,5 +1,6 @@
 import KVIdentity
 import KVStore
+import TestRandom
 
 /// Drives a core with random events, beside a simple model of what may be matched, and with a
 /// simulated arena in which slow writers really write and readers really read. Everything follows

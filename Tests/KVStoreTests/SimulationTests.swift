@@ -1,5 +1,6 @@
 import Foundation
 import KVStore
+import TestRandom
 import Testing
 
 /// Events for each seed; `KVASIR_SIMULATION_EVENTS` makes it longer, `KVASIR_SEED` repeats a

@@ -1,5 +1,6 @@
 import KVIdentity
 import KVStore
+import TestRandom
 import Testing
 
 /// What the core promises, one promise a test. `SimulationTests` has the random ones.

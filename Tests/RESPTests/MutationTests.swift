@@ -1,4 +1,5 @@
 import RESP
+import TestRandom
 import Testing
 
 /// A bounded fuzz: streams of the corpus, damaged from a fixed seed. `make fuzz` looks longer.

@@ -1,4 +1,5 @@
 import RESP
+import TestRandom
 import Testing
 
 /// The text that `write` writes.

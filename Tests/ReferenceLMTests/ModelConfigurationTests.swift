@@ -357,7 +357,7 @@ struct ModelConfigurationTests {
     @Test("damaged at random never crash")
     func mutations() {
         let seed: UInt64 = 0xC0F1_6001
-        var random = FolderRandom(seed: seed)
+        var random = SeededRandom(seed: seed)
         let whole = Array(
             configurationText([
                 "rope_scaling": #"{"type": "yarn", "factor": 4.0, "beta_fast": 32}"#,

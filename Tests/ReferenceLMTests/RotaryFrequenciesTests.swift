@@ -48,7 +48,7 @@ struct RotaryFrequenciesTests {
     @Test("are finite and never negative for whatever a configuration may say")
     func extremes() throws {
         let seed: UInt64 = 0x40_7A27
-        var random = FolderRandom(seed: seed)
+        var random = SeededRandom(seed: seed)
         for number in 0..<2_000 {
             let text = Self.anyConfiguration(&random)
             do throws(ModelError) {
@@ -65,7 +65,7 @@ struct RotaryFrequenciesTests {
         }
     }
 
-    private static func anyConfiguration(_ random: inout FolderRandom) -> String {
+    private static func anyConfiguration(_ random: inout SeededRandom) -> String {
         func pick(_ values: [String]) -> String { values[random.below(values.count)] }
         let numbers = ["0.000001", "0.5", "1", "2.5", "32", "1000000"]
         let scaling = [

@@ -162,7 +162,7 @@ struct SafetensorsTests {
     @Test("damaged at random never crash and never point out of the file")
     func mutations() {
         let seed: UInt64 = 0x5AFE_0001
-        var random = FolderRandom(seed: seed)
+        var random = SeededRandom(seed: seed)
         let whole = Self.sample
         let headerEnd = 8 + Int(whole[0]) + Int(whole[1]) << 8
         var refused = 0
@@ -190,7 +190,7 @@ struct SafetensorsTests {
     @Test("damaged at random and mapped can be read as far as they are accepted")
     func mutatedFiles() throws {
         let seed: UInt64 = 0x5AFE_0002
-        var random = FolderRandom(seed: seed)
+        var random = SeededRandom(seed: seed)
         let folder = try TemporaryFolder()
         let whole = Self.sample
         let headerEnd = 8 + Int(whole[0]) + Int(whole[1]) << 8
@@ -295,7 +295,7 @@ struct SafetensorsTests {
     private static let interesting: [UInt8] = Array("0123456789{}[]\",:-.eE\\ FB".utf8) + [0, 255]
 
     private static func damaged(
-        _ whole: [UInt8], _ headerEnd: Int, _ random: inout FolderRandom
+        _ whole: [UInt8], _ headerEnd: Int, _ random: inout SeededRandom
     ) -> [UInt8] {
         var file = whole
         for _ in 0..<(1 + random.below(3)) {

@@ -73,7 +73,7 @@ struct TokenizerFuzzTests {
     private static func damage(_ whole: [UInt8], times: Int) throws -> Int {
         let seed = UInt64.random(in: 0...UInt64.max)
         print("Tokenizers damaged at random: seed \(seed)")
-        var random = FolderRandom(seed: seed)
+        var random = SeededRandom(seed: seed)
         let literals = literals(of: whole)
         _ = try Tokenizer(json: whole, name: "whole.json")
         var accepted = 0
@@ -126,7 +126,7 @@ struct TokenizerFuzzTests {
     }
 
     private static func damaged(
-        _ whole: [UInt8], _ literals: [Range<Int>], _ random: inout FolderRandom
+        _ whole: [UInt8], _ literals: [Range<Int>], _ random: inout SeededRandom
     ) -> [UInt8] {
         var json = whole
         // From back to front, so that the places before stay where they are.

@@ -20,7 +20,7 @@ struct TokenizerMergeTests {
 
     /// A few merges over three letters, later ones of what earlier ones made.
     private static func randomMerges(
-        _ random: inout FolderRandom
+        _ random: inout SeededRandom
     ) -> [UInt64: BytePairModel.Merge] {
         var merges: [UInt64: BytePairModel.Merge] = [:]
         var texts = ["a", "b", "c"]
@@ -39,7 +39,7 @@ struct TokenizerMergeTests {
     @Test("The heap joins what a plain search joins")
     func heap() {
         let seed = UInt64.random(in: 0...UInt64.max)
-        var random = FolderRandom(seed: seed)
+        var random = SeededRandom(seed: seed)
         for _ in 0..<500 {
             let merges = Self.randomMerges(&random)
             let count = Int.random(in: 0...30, using: &random)

@@ -4,6 +4,7 @@ import KVArena
 import KVClient
 import KVIdentity
 import KVThreads
+import ReferenceLM
 import Synchronization
 
 /// (c) Saving and loading with real clients beside memcpy of the same bytes in the same process.
@@ -187,7 +188,7 @@ final class CopyWorker: @unchecked Sendable {
     private let chunkCount: Int
     private let mirror: UnsafeMutableRawBufferPointer
     private let buffer: UnsafeMutableRawBufferPointer
-    private var random: SplitMix
+    private var random: SeededRandom
     private var mirrorOffset = 0
     private var prompts: [[Digest]] = []
     private var nextPrompt = 0
@@ -208,7 +209,7 @@ final class CopyWorker: @unchecked Sendable {
         root = Root(space: space.id, salt: "\(index)")
         self.size = size
         chunkCount = size / chunkBytes
-        random = SplitMix(seed: Measure.now() ^ UInt64(index))
+        random = SeededRandom(seed: Measure.now() ^ UInt64(index))
         let share = mirror.byteCount / count / size * size
         self.mirror = UnsafeMutableRawBufferPointer(
             start: mirror.base + index * share, count: share)

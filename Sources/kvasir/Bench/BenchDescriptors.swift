@@ -4,6 +4,7 @@ import KVClient
 import KVIdentity
 import KVSocket
 import RESP
+import ReferenceLM
 
 /// (a) What a request costs beside the least that two processes can exchange over a Unix socket.
 ///
@@ -28,7 +29,7 @@ struct BenchDescriptors {
         defer { client.close() }
         let space = try BenchSpace.make(chunkBytes: 4096)
         let root = Root(space: space.id)
-        var random = SplitMix(seed: 1)
+        var random = SeededRandom(seed: 1)
         let keys = Digest.random(Self.keyCount, &random)
         try store(keys, client, space, root)
         let request = try Self.request(client, space, root, keys)

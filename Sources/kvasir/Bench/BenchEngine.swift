@@ -123,7 +123,7 @@ private final class Product {
 
     init(rows: Int, columns: Int, depth: Int) {
         (self.rows, self.columns, self.depth) = (rows, columns, depth)
-        var random = SplitMix(seed: 1)
+        var random = SeededRandom(seed: 1)
         func floats(_ count: Int, isRandom: Bool) -> UnsafeMutablePointer<Float> {
             let memory = UnsafeMutableRawPointer.allocate(byteCount: count * 4, alignment: 64)
                 .bindMemory(to: Float.self, capacity: count)

@@ -1,6 +1,7 @@
 import KVClient
 import KVIdentity
 import KVStore
+import ReferenceLM
 
 /// (b) How long a match takes: the core alone, beside as many random reads of the same memory, and over the socket.
 struct BenchMatch {
@@ -60,7 +61,7 @@ struct BenchMatch {
         defer { client.close() }
         let space = try BenchSpace.make(chunkBytes: 4096, number: 1)
         let root = Root(space: space.id)
-        var random = SplitMix(seed: 2)
+        var random = SeededRandom(seed: 2)
         var results: [BenchResult] = []
         for count in Self.keyCounts {
             progress.tell("match: \(count) keys over the socket")
@@ -120,7 +121,7 @@ struct FilledCore: ~Copyable {
     private let session: StoreCore.SessionID
     private let space: UInt32
     private let root: Digest
-    private var random = SplitMix(seed: 3)
+    private var random = SeededRandom(seed: 3)
     private(set) var chunkCount = 0
 
     init(expectedChunks: Int) throws {
@@ -194,7 +195,7 @@ final class RandomReads {
         records = .allocate(byteCount: count * Self.recordBytes, alignment: 8)
         records.initializeMemory(as: UInt8.self, repeating: 1, count: count * Self.recordBytes)
         buckets = .allocate(capacity: bucketCount)
-        var random = SplitMix(seed: 4)
+        var random = SeededRandom(seed: 4)
         for index in 0..<bucketCount {
             (buckets + index).initialize(to: UInt32(random.next() % UInt64(count)))
         }
@@ -210,7 +211,7 @@ final class RandomReads {
         var times: [Double] = []
         var sum: UInt64 = 0
         for _ in 0..<repeats {
-            var random = SplitMix(seed: 5)
+            var random = SeededRandom(seed: 5)
             let started = Measure.now()
             for _ in 0..<reads {
                 let record = Int(buckets[Int(truncatingIfNeeded: random.next()) & mask])
