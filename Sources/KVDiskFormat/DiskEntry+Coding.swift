@@ -22,7 +22,8 @@ extension DiskEntry {
         static let writtenMs = 184
         static let expiresMs = 192
         static let nonce = 200
-        static let reserved = 224
+        static let bound = 224
+        static let reserved = 232
     }
 
     /// A field with a value that its kind can't have.
@@ -59,6 +60,7 @@ extension DiskEntry {
         writer.store(bodyChecksum, at: offset + Place.bodyChecksum)
         writer.store(writtenMs, at: offset + Place.writtenMs)
         writer.store(expiresMs, at: offset + Place.expiresMs)
+        writer.store(bound, at: offset + Place.bound)
     }
 
     /// Reads the 256 bytes at `offset`. The body's place is checked by who knows where it must be.
@@ -76,7 +78,7 @@ extension DiskEntry {
         try reader.requireZeros(
             (offset + Place.cipherKey)..<(offset + Place.cipherKey + 4), "key id of the cipher")
         try reader.requireZeros(
-            (offset + Place.nonce)..<(offset + Place.reserved), "nonce")
+            (offset + Place.nonce)..<(offset + Place.bound), "nonce")
         try reader.requireZeros(
             (offset + Place.reserved)..<(offset + DiskFormat.entryBytes), "reserved")
         key = reader.digest(at: offset + Place.key)
@@ -97,6 +99,7 @@ extension DiskEntry {
         bodyChecksum = reader.u64(at: offset + Place.bodyChecksum)
         writtenMs = reader.u64(at: offset + Place.writtenMs)
         expiresMs = reader.u64(at: offset + Place.expiresMs)
+        bound = reader.u64(at: offset + Place.bound)
         if let problem {
             throw reader.damaged(offset + problem.place, problem.field, problem.problem)
         }
@@ -152,6 +155,16 @@ extension DiskEntry {
         }
         if kind != .chunk, expiresMs != 0 {
             return Problem(Place.expiresMs, "expires", "is \(expiresMs), not 0")
+        }
+        return boundProblem
+    }
+
+    private var boundProblem: Problem? {
+        if !kind.isDrop, bound != 0 {
+            return Problem(Place.bound, "bound", "is \(bound), and nothing is dropped")
+        }
+        if kind.isDrop, bound == 0 || bound > sequence {
+            return Problem(Place.bound, "bound", "is \(bound), not 1 to \(sequence)")
         }
         return nil
     }

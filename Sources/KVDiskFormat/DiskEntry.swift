@@ -21,6 +21,8 @@ package struct DiskEntry: Hashable, Sendable {
 
         /// Whether a body follows in the group.
         package var hasBody: Bool { self == .chunk || self == .space }
+        /// Whether it says that something was dropped.
+        package var isDrop: Bool { self == .dropKey || self == .dropRoot || self == .dropSpace }
     }
 
     /// What was written.
@@ -51,6 +53,10 @@ package struct DiskEntry: Hashable, Sendable {
     package var writtenMs: UInt64
     /// When the chunk expires, in milliseconds since 1970; 0 for never.
     package var expiresMs: UInt64
+    /// What was dropped are entries with a sequence below this one: the sequence that the drop had
+    /// when it was first written, also where it is written again later. 0 for other kinds, and for
+    /// a drop that has no sequence yet.
+    package var bound: UInt64
 
     /// What a body takes on disk, with padding; 0 without one.
     package var paddedBodyBytes: Int { DiskFormat.aligned(bodyBytes) }
@@ -126,6 +132,7 @@ package struct DiskEntry: Hashable, Sendable {
         bodyChecksum = 0
         self.writtenMs = writtenMs
         expiresMs = 0
+        bound = 0
     }
 
     private mutating func setBody(_ byteCount: Int, _ checksum: UInt64) {

@@ -33,10 +33,12 @@ package struct GroupHeader: Hashable, Sendable {
         static let checksum = 56
     }
 
-    /// Lays a group out: gives the entries their sequences and their bodies their places.
+    /// Lays a group out: gives the entries their sequences, their bodies their places, and drops
+    /// without a bound the one of their sequence.
     ///
-    /// - Precondition: 1 to ``DiskFormat/mostEntriesInGroup`` entries; `offset` is aligned and
-    ///   behind the segment's header; the group ends before ``SegmentHeader/groupsLimit(entries:)``.
+    /// - Precondition: 1 to ``DiskFormat/mostEntriesInGroup`` entries; `firstSequence` is at least 1
+    ///   if one is a drop; `offset` is aligned and behind the segment's header; the group ends
+    ///   before ``SegmentHeader/groupsLimit(entries:)``.
     package init(
         placing entries: inout [DiskEntry], at offset: Int, in segment: SegmentHeader,
         firstSequence: UInt64
@@ -53,6 +55,9 @@ package struct GroupHeader: Hashable, Sendable {
         var end = offset + DiskFormat.groupHeaderBytes(entries: entries.count)
         for index in entries.indices {
             entries[index].sequence = firstSequence + UInt64(index)
+            if entries[index].kind.isDrop, entries[index].bound == 0 {
+                entries[index].bound = entries[index].sequence
+            }
             entries[index].bodyOffset = entries[index].kind.hasBody ? end : 0
             end += entries[index].paddedBodyBytes
         }

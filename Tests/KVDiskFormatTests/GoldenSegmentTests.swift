@@ -67,6 +67,7 @@ struct GoldenSegmentTests {
         #expect(entries[2].expiresMs == Self.createdMs + 60_000)
         #expect(entries[2].parent == entries[1].key)
         #expect(entries[3].key == entries[2].key)
+        #expect(entries.map(\.bound) == [0, 0, 0, 1_008, 0])
         for entry in entries where entry.kind.hasBody {
             let body = bytes[entry.bodyOffset..<(entry.bodyOffset + entry.bodyBytes)]
             #expect(checksum([UInt8](body)) == entry.bodyChecksum)

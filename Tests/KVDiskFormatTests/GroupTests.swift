@@ -190,6 +190,39 @@ struct GroupTests {
             } == nil)
     }
 
+    @Test("a drop has a bound, which is its own sequence when it is first written")
+    func bounds() throws {
+        let sample = Sample()
+        let (chunk, drop, space) = (64 + 224, 320 + 224, 576 + 224)
+        let sequence = sample.group.entries[1].sequence
+        #expect(sample.group.entries.map(\.bound) == [0, sequence, 0])
+        #expect(load(sample.bytes, at: drop) == sequence)
+        for bound: UInt64 in [1, sequence - 1, sequence] {
+            #expect(sample.sealed { store(bound, in: &$0, at: drop) } == nil, "\(bound)")
+        }
+        for bound: UInt64 in [0, sequence + 1, .max] {
+            #expect(sample.sealed { store(bound, in: &$0, at: drop) } == .damaged, "\(bound)")
+        }
+        for place in [chunk, space] {
+            #expect(sample.sealed { store(1, in: &$0, at: place) } == .damaged)
+        }
+    }
+
+    @Test("a drop that is written again keeps its bound")
+    func boundsStay() throws {
+        var random = SeededGenerator(seed: Self.seed)
+        var header = random.segment()
+        header.firstSequence = 1_000
+        var sample = SampleSegment(header)
+        var drop = DiskEntry.dropRoot(random.digest(), space: random.digest(), writtenMs: 1)
+        drop.bound = 7
+        sample.add([(drop, [])])
+        let bytes = sample.groups[0].header.encoded(sample.entries)
+        let again = try SampleSegment.Group(bytes, in: sample.header, at: 4_096)
+        #expect(again.entries.map(\.bound) == [7])
+        #expect(again.entries.map(\.sequence) == [1_000])
+    }
+
     @Test("sequences of a group are consecutive")
     func sequences() {
         let sample = Sample()

@@ -51,7 +51,8 @@ extension SeededGenerator {
     mutating func segment(bytes: Int = DiskFormat.smallestSegmentBytes) -> SegmentHeader {
         SegmentHeader(
             disk: .random(using: &self), number: 1 + next() % DiskFormat.largestSegmentNumber,
-            life: next(), segmentBytes: bytes, firstSequence: word() >> 1, createdMs: word())
+            life: next(), segmentBytes: bytes, firstSequence: max(1, word() >> 1),
+            createdMs: word())
     }
 }
 

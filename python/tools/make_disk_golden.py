@@ -52,6 +52,7 @@ class Entry:
     body: bytes = b""
     written_ms: int = 0
     expires_ms: int = 0
+    bound: int = 0
     body_offset: int = 0
 
 
@@ -102,7 +103,8 @@ def encode_entry(entry: Entry) -> bytes:
             struct.pack("<Q", entry.written_ms),  # 184
             struct.pack("<Q", entry.expires_ms),  # 192
             bytes(24),  # 200 nonce
-            bytes(32),  # 224 reserved
+            struct.pack("<Q", entry.bound),  # 224
+            bytes(24),  # 232 reserved
         ]
     )
     assert len(data) == 256
@@ -240,6 +242,7 @@ def make_segment() -> bytes:
             space=space,
             root=root,
             written_ms=CREATED_MS + 4,
+            bound=sequence + 3,
         ),
         Entry(
             CHUNK,
@@ -262,7 +265,7 @@ def make_segment() -> bytes:
     segment += make_group(
         groups_end,
         EARLIER_LIFE,
-        [Entry(DROP_SPACE, sequence + 5, space=space, written_ms=CREATED_MS)],
+        [Entry(DROP_SPACE, sequence + 5, space=space, written_ms=CREATED_MS, bound=sequence + 5)],
     )
     footer = make_footer(groups_end, one + two)
     footer_offset = SEGMENT_BYTES - BLOCK - len(footer)
