@@ -44,17 +44,19 @@ let package = Package(
         .target(
             name: "KVDiskFormat", dependencies: ["KVIdentity", "CXXHash"],
             swiftSettings: memorySafe),
+        .target(name: "KVTier", dependencies: ["KVIdentity"], swiftSettings: memorySafe),
         .target(
             name: "KVDisk",
             dependencies: [
-                "CKvasir", "KVThreads", .product(name: "SystemPackage", package: "swift-system"),
+                "CKvasir", "KVDiskFormat", "KVIdentity", "KVThreads", "KVTier",
+                .product(name: "SystemPackage", package: "swift-system"),
             ],
             swiftSettings: settings),
         .target(name: "RESP", swiftSettings: parserSettings),
         .target(
             name: "KVStore",
             dependencies: [
-                "KVIdentity", "KVPolicy", "KVArena", "KVThreads", "CXXHash",
+                "KVIdentity", "KVPolicy", "KVArena", "KVDisk", "KVThreads", "KVTier", "CXXHash",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: settings),
@@ -84,7 +86,8 @@ let package = Package(
             name: "kvasir",
             dependencies: [
                 "KVService", "KVStore", "KVArena", "KVSocket", "KVThreads", "RESP", "KVClient",
-                "KVIdentity", "KvasirEngine", "ReferenceLM", "CKernels", "CKvasir",
+                "KVIdentity", "KVDisk", "KVDiskFormat", "KVTier", "KvasirEngine", "ReferenceLM",
+                "CKernels", "CKvasir",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
@@ -101,16 +104,24 @@ let package = Package(
             name: "KVDiskFormatTests", dependencies: ["TestRandom", "KVDiskFormat", "KVIdentity"],
             exclude: ["Resources"], swiftSettings: settings),
         .testTarget(
-            name: "KVDiskTests", dependencies: ["KVDisk", "KVThreads", "CKvasir"],
+            name: "KVDiskTests",
+            dependencies: [
+                "TestRandom", "TestDisk", "KVDisk", "KVDiskFormat", "KVIdentity", "KVThreads",
+                "KVTier", "CKvasir",
+            ],
             swiftSettings: settings),
         .testTarget(
             name: "KVStoreTests",
             dependencies: [
-                "TestRandom", "KVStore", "KVIdentity", "KVArena",
+                "TestRandom", "KVStore", "KVIdentity", "KVArena", "KVDisk", "KVDiskFormat",
+                "KVThreads", "KVTier",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: settings),
         .target(name: "TestRandom", path: "Tests/TestRandom", swiftSettings: settings),
+        .target(
+            name: "TestDisk", dependencies: ["TestRandom", "KVDiskFormat", "KVIdentity"],
+            path: "Tests/TestDisk", swiftSettings: settings),
         .target(
             name: "TestSupport",
             dependencies: [
@@ -125,7 +136,11 @@ let package = Package(
             ],
             swiftSettings: settings),
         .testTarget(
-            name: "kvasirTests", dependencies: ["kvasir", "ReferenceLM"], swiftSettings: settings),
+            name: "kvasirTests",
+            dependencies: [
+                "kvasir", "TestDisk", "KVDisk", "KVDiskFormat", "KVIdentity", "ReferenceLM",
+            ],
+            swiftSettings: settings),
         .testTarget(
             name: "CKernelsTests", dependencies: ["TestRandom", "CKernels"], swiftSettings: settings
         ),

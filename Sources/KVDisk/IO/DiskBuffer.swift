@@ -68,7 +68,7 @@ package final class DiskMemory: Sendable {
     package init(byteCount: Int) {
         let address = UnsafeMutableRawPointer.allocate(
             byteCount: byteCount, alignment: DiskBuffer.alignment)
-        address.initializeMemory(as: UInt8.self, repeating: 0, count: byteCount)
+        memset(address, 0, byteCount)
         buffer = DiskBuffer(address: address, count: byteCount)
     }
 

@@ -185,6 +185,13 @@ final class DiskFiles: Sendable {
 
     /// Names and lengths of the plain files, in the order of their names.
     func list() throws(DiskFault) -> [(name: String, byteCount: Int)] {
+        try Self.list(directory, path: path)
+    }
+
+    /// The same of an open directory.
+    static func list(
+        _ directory: Int32, path: String
+    ) throws(DiskFault) -> [(name: String, byteCount: Int)] {
         let descriptor = openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
         guard descriptor >= 0, let stream = fdopendir(descriptor) else {
             throw DiskFault(errno: errno, "list \(path)")

@@ -40,20 +40,23 @@ package struct DiskMeasurement {
     private let depth: Int
     private let fileBytes: Int
     private let arena: DiskBuffer
+    private let keepsFile: Bool
 
     /// Makes the file and the memory.
     /// - Parameters:
     ///   - requestBytes: of one request, a multiple of 4096.
     ///   - depth: requests under way at once.
     ///   - fileBytes: of the file, a multiple of `requestBytes`.
+    ///   - keepsFile: uses the file of an earlier measurement if it has this length, and leaves it.
     package init(
-        _ io: any DiskIO, requestBytes: Int, depth: Int, fileBytes: Int
+        _ io: any DiskIO, requestBytes: Int, depth: Int, fileBytes: Int, keepsFile: Bool = false
     ) throws(DiskFault) {
         precondition(depth > 0 && fileBytes % requestBytes == 0, "whole requests")
         self.io = io
         self.requestBytes = requestBytes
         self.depth = depth
         self.fileBytes = fileBytes
+        self.keepsFile = keepsFile
         let byteCount = requestBytes * depth
         let descriptor = kv_memfd("kvasir-measure", UInt64(byteCount))
         if descriptor < 0 { throw DiskFault(errno: errno, "make a memfd of \(byteCount) bytes") }
@@ -68,9 +71,14 @@ package struct DiskMeasurement {
             address.storeBytes(of: random.next(), toByteOffset: offset, as: UInt64.self)
         }
         do throws(DiskFault) {
-            try call(.remove(name: Self.fileName))
-            try call(
-                .create(file: Self.number, name: Self.fileName, byteCount: fileBytes))
+            let isThere = try io.list().contains { $0 == (Self.fileName, fileBytes) }
+            if keepsFile, isThere {
+                try call(.open(file: Self.number, name: Self.fileName))
+            } else {
+                try call(.remove(name: Self.fileName))
+                try call(
+                    .create(file: Self.number, name: Self.fileName, byteCount: fileBytes))
+            }
         } catch {
             munmap(address, byteCount)
             throw error
@@ -91,7 +99,7 @@ package struct DiskMeasurement {
     package func end() throws(DiskFault) {
         munmap(arena.address, arena.count)
         try call(.close(file: Self.number))
-        try call(.remove(name: Self.fileName))
+        if !keepsFile { try call(.remove(name: Self.fileName)) }
     }
 
     private func measure(_ name: String, isWrite: Bool) throws(DiskFault) -> DiskThroughput {

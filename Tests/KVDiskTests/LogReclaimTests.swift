@@ -1,0 +1,309 @@
+import KVDiskFormat
+import KVTier
+import Testing
+
+@testable import KVDisk
+
+@Suite("How a log gets room back")
+struct LogReclaimTests {
+    /// Three closed segments and a head that is half full, and no room for another file.
+    private func full() -> LogBench {
+        var bench = LogBench.started(segments: 4, of: 256 << 10)
+        for first in [100, 200, 300] { _ = bench.fillSegment(from: first) }
+        return bench
+    }
+
+    /// Writes until the log needs another segment.
+    private func press(_ bench: inout LogBench) {
+        for number in 1000...1010 where bench.reclaims.isEmpty && bench.log.spare == nil {
+            bench.write(number, byteCount: 20 << 10)
+            bench.finishAll()
+        }
+    }
+
+    @Test("The oldest goes, and is not used before it is let go of")
+    func oldest() {
+        var bench = full()
+        press(&bench)
+        #expect(bench.reclaims.map(\.segment) == [1] && !bench.reclaims[0].keepAll)
+        #expect(bench.log.records(of: 1).map(\.owner) == Array(100...108))
+        bench.advance(by: LogTimes.second)
+        bench.finishAll()
+        #expect(bench.log.spare == nil && bench.reclaims.count == 1, "one at a time")
+        let life = bench.headers[1]!.life
+        bench.reclaimed(1)
+        bench.finishAll()
+        #expect(bench.log.spare == 1 && bench.headers[1]!.life != life)
+        #expect(bench.log.records(of: 1).isEmpty && bench.log.counters.creations == 4)
+    }
+
+    @Test("One without live bytes goes first, and nobody is asked")
+    func empty() {
+        var bench = full()
+        bench.forgetAll(of: 2)
+        #expect(bench.log.segments[2]!.liveBytes == 0)
+        press(&bench)
+        bench.finishAll()
+        #expect(bench.log.spare == 2 && bench.reclaims.isEmpty)
+    }
+
+    @Test("One with little that is alive is emptied before the oldest is given up")
+    func sparse() {
+        var bench = full()
+        bench.forgetAll(of: 3, butFirst: 1)
+        press(&bench)
+        #expect(bench.reclaims.map(\.segment) == [3] && bench.reclaims[0].keepAll)
+        bench = full()
+        bench.forgetAll(of: 3, butFirst: 4)
+        press(&bench)
+        #expect(bench.reclaims.map(\.segment) == [1], "80 of 256 KiB are not little")
+    }
+
+    @Test("A segment is not used again before its reads have ended")
+    func reads() {
+        var bench = full()
+        press(&bench)
+        bench.read(1, bench.place(of: 100)!, pages: 5)
+        bench.reclaimed(1)
+        bench.finishAll(but: \.isRead)
+        #expect(bench.log.spare == nil && bench.open.map(\.isRead) == [true])
+        bench.finishAll()
+        #expect(bench.log.spare == 1)
+    }
+
+    @Test("A segment is not used again before what was moved from it is durable")
+    func moved() {
+        var bench = full()
+        bench.forgetAll(of: 3, butFirst: 1)
+        press(&bench)
+        bench.write(5000, byteCount: 20 << 10)
+        bench.finishAll()
+        bench.forget(bench.log.records(of: 3)[0].owner)
+        bench.reclaimed(3)
+        #expect(bench.open.map(\.isSync) == [true], "a sync, and no header before it is done")
+        #expect(bench.log.segments[3]!.phase == .draining)
+        bench.finishAll()
+        #expect(bench.log.spare == 3)
+    }
+
+    @Test("Live bytes grow with what is written or adopted, and fall with what is forgotten")
+    func liveBytes() {
+        var bench = LogBench()
+        bench.log.begin(epoch: 2, files: [(3, LogBench.segmentBytes)], now: 0)
+        bench.log.adopt(
+            segment: RecoveredSegment(
+                number: 3, header: nil, state: .closed, firstSequence: 7,
+                fileBytes: LogBench.segmentBytes, tombstones: []))
+        bench.log.adopt(TierPlace(segment: 3, page: 4), length: 8192, owner: 77)
+        bench.log.recovered(now: 0)
+        bench.take()
+        #expect(bench.log.gauges.liveBytes == 8192)
+        #expect(bench.log.records(of: 3).map(\.owner) == [77])
+        bench.write(1, byteCount: 5000)
+        bench.finishAll()
+        #expect(bench.log.gauges.liveBytes == 16384)
+        bench.forget(1, byteCount: 5000)
+        bench.log.forget(TierPlace(segment: 3, page: 4), length: 8192)
+        #expect(bench.log.gauges.liveBytes == 0)
+    }
+
+    @Test("Who waits for room that only he can give gets an answer")
+    func noRoom() {
+        var bench = full()
+        press(&bench)
+        for number in 2000...2030 { bench.write(number, byteCount: 20 << 10) }
+        bench.sync(1)
+        bench.finishAll()
+        #expect(bench.failed.isEmpty && bench.answer(1) == nil)
+        #expect(!bench.log.takesWrites(now: bench.now))
+        bench.advance(by: LogTimes.noRoom)
+        bench.advance(by: LogTimes.noRoom)
+        #expect(!bench.failed.isEmpty && bench.answer(1) == false)
+        bench.reclaimed(1)
+        bench.finishAll()
+        #expect(bench.log.spare == 1 || bench.log.head == 1)
+    }
+
+    @Test("All segments are looked at once, and again only when something has changed")
+    func scans() {
+        var bench = LogBench.started(segments: 6, of: 256 << 10)
+        for first in [100, 200, 300] { _ = bench.fillSegment(from: first) }
+        bench.write(400)
+        bench.finishAll()
+        #expect(bench.log.spares.isEmpty == false || bench.log.victimScans > 0)
+        let count = bench.log.victimScans
+        for number in 500...520 { bench.read(UInt64(number), bench.place(of: 100)!) }
+        bench.finishAll()
+        bench.forget(200)
+        bench.advance(by: 1)
+        #expect(bench.log.victimScans == count && bench.reclaims.isEmpty)
+        for owner in bench.log.records(of: 2).dropFirst().map(\.owner) { bench.forget(owner) }
+        bench.advance(by: 1)
+        bench.finishAll()
+        #expect(bench.log.victimScans > count && bench.log.segments[2]!.phase != .closed)
+        #expect(
+            bench.log.gauges.liveBytes
+                == bench.log.segments.values.reduce(0) {
+                    $0 + $1.liveBytes
+                })
+    }
+
+    // MARK: Compaction
+
+    /// Moves what a segment that was asked for holds, until none is asked for any more.
+    private func compact(_ bench: inout LogBench, below share: Double) {
+        bench.log.compact(below: share, now: bench.now)
+        bench.take()
+        var next = 3000
+        for _ in 0..<20 {
+            bench.finishAll()
+            guard let asked = bench.log.asked else { return }
+            let old = bench.log.records(of: asked)
+            for _ in 0..<bench.log.segments[asked]!.liveBytes / (20 << 10) {
+                next += 1
+                bench.write(next, byteCount: 20 << 10)
+            }
+            bench.finishAll()
+            for record in old where bench.log.segments[asked]!.liveBytes > 0 {
+                bench.log.forget(record.place, length: 20 << 10)
+            }
+            bench.reclaimed(asked)
+        }
+    }
+
+    @Test("Compaction ends, whatever share it is given, and takes each segment once")
+    func compactionEnds() {
+        var bench = LogBench.started(segments: 12, of: 256 << 10)
+        for first in [100, 200, 300] { _ = bench.fillSegment(from: first) }
+        for number in 1...3 { bench.forgetAll(of: UInt32(number), butFirst: 4) }
+        compact(&bench, below: 1)
+        #expect(!bench.log.isCompacting && bench.reclaims.count == 3)
+    }
+
+    @Test("Compaction gives room back, that of the reserve, too")
+    func compactionGivesBack() {
+        var bench = LogBench.started(segments: 4, of: 256 << 10)
+        for first in [100, 200, 300] { _ = bench.fillSegment(from: first) }
+        for number in 1...3 { bench.forgetAll(of: UInt32(number), butFirst: number == 2 ? 1 : 0) }
+        bench.finishAll()
+        compact(&bench, below: 0.5)
+        #expect(!bench.log.isCompacting)
+        #expect(bench.log.gauges.fileBytes == 4096 + (256 << 10), "the head is left")
+        bench.write(4000)
+        bench.finishAll()
+        #expect(bench.written.last == 4000)
+    }
+
+    @Test("Segments of drops that are needed are not moved")
+    func compactionOfDrops() {
+        var bench = LogBench.started(segments: 12, of: 256 << 10)
+        _ = bench.fillSegment(from: 100)
+        for number in 0..<200 { bench.drop(number) }
+        bench.finishAll()
+        _ = bench.fillSegment(from: 300)
+        bench.forgetAll(of: 2)
+        let count = bench.drops.count
+        compact(&bench, below: 0.1)
+        #expect(!bench.log.isCompacting && bench.drops.count == count)
+    }
+
+    // MARK: Drops
+
+    @Test("A drop that is still needed is written elsewhere, durably, before its segment goes")
+    func dropsMove() {
+        var bench = LogBench.started(segments: 4, of: 256 << 10)
+        _ = bench.fillSegment(from: 100)
+        bench.drop(100)
+        _ = bench.fillSegment(from: 200)
+        _ = bench.fillSegment(from: 300)
+        let drop = bench.drops[0]
+        let home = bench.groups.first { $0.entries.contains(drop) }!.file
+        #expect(home == 2 && drop.bound == drop.sequence)
+        bench.forgetAll(of: 2)
+        bench.finishAll()
+        for number in 1000...1010 where bench.drops.count == 1 {
+            bench.write(number, byteCount: 20 << 10)
+            while bench.drops.count == 1, let next = bench.open.first { bench.finish(next) }
+        }
+        #expect(bench.drops.count == 2)
+        #expect(bench.drops[1].bound == drop.bound && bench.drops[1].sequence > drop.sequence)
+        #expect(bench.log.segments[2]!.phase == .draining)
+        bench.finishAll(but: \.isSync)
+        #expect(bench.log.segments[2]!.phase == .draining, "written, and not durable")
+        bench.finishAll()
+        #expect(bench.log.spare == 2 || bench.log.head == 2)
+    }
+
+    @Test("A drop goes with the oldest segment: nothing is left that it could kill")
+    func dropsEnd() {
+        var bench = LogBench.started(segments: 4, of: 256 << 10)
+        bench.write(99)
+        bench.drop(99)
+        for first in [100, 200, 300] { _ = bench.fillSegment(from: first) }
+        press(&bench)
+        #expect(bench.reclaims.map(\.segment) == [1])
+        bench.reclaimed(1)
+        bench.finishAll()
+        #expect(bench.log.spare == 1 && bench.drops.count == 1)
+    }
+
+    @Test("What a file may hold that can't be read, or that only seems free, counts")
+    func unreadFilesCount() {
+        var bench = LogBench()
+        let header = SegmentHeader(
+            disk: SampleRecord.disk, number: 7, life: 9, segmentBytes: LogBench.segmentBytes,
+            firstSequence: 1 << 40, createdMs: 0)
+        let numbers: [UInt64] = [5, 7]
+        bench.log.begin(
+            epoch: 2, files: numbers.map { ($0, LogBench.segmentBytes) }, now: 0)
+        for number in numbers {
+            bench.log.adopt(
+                segment: RecoveredSegment(
+                    number: number, header: header, state: number == 5 ? .free : .untouchable,
+                    firstSequence: 0, fileBytes: LogBench.segmentBytes, tombstones: []))
+        }
+        bench.log.recovered(now: 0)
+        bench.take()
+        #expect(bench.log.lowestSequences().lowest?.sequence == 0)
+        bench.finishAll()
+        bench.write(1)
+        bench.finishAll()
+        #expect(bench.place(of: 1)?.segment == 5)
+        let floors = bench.log.lowestSequences()
+        #expect(floors.lowest?.segment == 7 && floors.lowest?.sequence == 1 << 40)
+    }
+
+    @Test("What a free segment still holds counts: a crash can bring it back")
+    func freeSegmentsCount() {
+        // So many that none is needed in reserve, which would get another header at once.
+        var bench = LogBench.started(segments: 8, of: 256 << 10)
+        for first in [100, 200, 300] { _ = bench.fillSegment(from: first) }
+        var floors = bench.log.lowestSequences()
+        #expect(floors.lowest?.segment == 1)
+        bench.log.drain(1)
+        bench.log.pump(0)
+        bench.take()
+        bench.finishAll()
+        #expect(bench.log.segments[1]!.phase == .free)
+        floors = bench.log.lowestSequences()
+        #expect(floors.lowest?.segment == 1, "its header is the old one still")
+        bench.finishAll()
+        for number in 1000...1005 {
+            bench.write(number, byteCount: 20 << 10)
+            bench.finishAll()
+        }
+        floors = bench.log.lowestSequences()
+        #expect(floors.lowest?.segment == 2)
+    }
+
+    @Test("Half of the segments is kept in reserve, as long as nothing gets lost by it")
+    func reserve() {
+        var bench = LogBench.started(segments: 4, of: 256 << 10)
+        for first in [100, 200, 300] { _ = bench.fillSegment(from: first) }
+        #expect(bench.reclaims.isEmpty, "all of it is alive")
+        bench.forgetAll(of: 2)
+        bench.write(1000, byteCount: 4 << 10)
+        bench.finishAll()
+        #expect(bench.log.spare == 2 && bench.reclaims.isEmpty, "long before the head is half full")
+    }
+}
