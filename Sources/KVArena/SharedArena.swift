@@ -66,6 +66,21 @@ public final class SharedArena: Sendable {
         if code != 0 { throw ArenaError(code, "fault in \(bytes.count) bytes of the arena") }
     }
 
+    /// All bytes; which of them may be touched is a matter of claims.
+    public var all: UnsafeMutableRawBufferPointer {
+        UnsafeMutableRawBufferPointer(start: base, count: byteCount)
+    }
+
+    /// Makes zeros of what follows an extent's bytes up to a whole page. Like ``bytes(offset:length:)``
+    /// it needs a claim on the extent.
+    public func clearPadding(offset: UInt64, length: UInt64) {
+        let page = UInt64(ExtentAllocator.pageBytes)
+        let padding = (page - length % page) % page
+        if padding == 0 { return }
+        let bytes = bytes(offset: offset + length, length: padding)
+        bytes.initializeMemory(as: UInt8.self, repeating: 0)
+    }
+
     /// The bytes of an extent. The caller must have a lease on it, and keep this arena alive.
     public func bytes(offset: UInt64, length: UInt64) -> UnsafeMutableRawBufferPointer {
         precondition(

@@ -27,8 +27,20 @@ final class Connection {
     var commandCount = 0
     /// Close once everything is sent.
     var isClosing = false
-    /// The read lease that a `KV.WAIT` waits for; no command is taken meanwhile.
-    var waiting: (lease: UInt64, isHex: Bool, deadline: UInt64)?
+    /// What a `KV.WAIT` or `KV.SYNC` waits for; no command is taken meanwhile.
+    var waiting: Waiting?
+    struct Waiting {
+        enum Kind {
+            case lease(isHex: Bool)
+            case sync
+        }
+
+        /// The read lease, or the ticket of the sync.
+        var id: UInt64
+        var kind: Kind
+        var deadline: UInt64
+    }
+
     /// What epoll was asked to watch.
     var watched: UInt32 = 0
 

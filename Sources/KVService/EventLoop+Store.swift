@@ -14,7 +14,8 @@ extension EventLoop {
             "KV.SPACES": Command(count: 1...1) { $0.spaces },
             "KV.ARENA": Command(count: 1...2) { $0.arena },
             "KV.MATCH": Command(count: 4...9) { $0.match },
-            "KV.ACQUIRE": Command(count: 3...8) { $0.acquire },
+            "KV.CHUNKS": Command(count: 2...12) { $0.chunks },
+            "KV.ACQUIRE": Command(count: 3...9) { $0.acquire },
             "KV.WAIT": Command(count: 2...4) { $0.wait },
             "KV.RELEASE": Command(count: 2...4) { $0.release },
             "KV.RESERVE": Command(count: 4...11) { $0.reserve },
@@ -26,7 +27,7 @@ extension EventLoop {
             "KV.UNPIN": Command(count: 4...5, hexAt: 4) { $0.unpin },
             "KV.EXPIRE": Command(count: 5...6, hexAt: 5) { $0.expire },
             "KV.DROP": Command(count: 3...6) { $0.drop },
-            "KV.SYNC": Command(count: 1...1) { $0.sync },
+            "KV.SYNC": Command(count: 1...2) { $0.sync },
             "KV.STATS": Command(count: 1...1) { $0.stats },
             "KV.VERSION": Command(count: 1...1) { $0.version },
         ]
@@ -144,7 +145,7 @@ extension EventLoop {
         let list = store.withCore { core, _ in core.spaceList }
         connection.writer.array(list.count)
         for entry in list {
-            connection.writer.map(8)
+            connection.writer.map(9)
             connection.writer.bulk("handle")
             connection.writer.integer(Int(entry.handle))
             connection.writer.bulk("id")
@@ -161,7 +162,70 @@ extension EventLoop {
             connection.writer.integer(entry.bytes)
             connection.writer.bulk("sessions")
             connection.writer.integer(entry.sessions)
+            connection.writer.bulk("json")
+            connection.writer.bulk(entry.space.json)
         }
+    }
+
+    /// Lists chunks for people and their tools, so it is no faster than it needs to be.
+    private func chunks(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
+        let cursor = try arguments.integer(1, "the cursor", 0...Int(UInt32.max))
+        let options = try options(
+            arguments, from: 2, ["COUNT", "SPACE", "ROOT", "TIER", "IDLE"])
+        var count = ServerLimits.defaultListedChunks
+        if let index = options["COUNT"] {
+            count = try arguments.integer(index, "COUNT", 1...ServerLimits.listedChunks)
+        }
+        var filter = StoreCore.ChunkFilter()
+        if let index = options["SPACE"] { filter.space = try space(arguments, index) }
+        if let index = options["ROOT"] {
+            filter.root = try arguments.digest(index, "ROOT", isHex: true)
+        }
+        if let index = options["IDLE"] {
+            filter.idleMs = UInt64(
+                try arguments.integer(index, "IDLE", 0...Int(StoreLimits.lifetimeMs)))
+        }
+        if let index = options["TIER"] {
+            switch arguments.word(index) {
+            case "MEMORY": filter.tier = .memory
+            case "DISK": filter.tier = .disk
+            case "WRITING": filter.isBeingWritten = true
+            default:
+                throw CommandError(
+                    "KVARG",
+                    "TIER is MEMORY, DISK or WRITING, not '\(arguments.text(index).prefix(32))'")
+            }
+        }
+        let (from, number, wanted) = (UInt32(cursor), count, filter)
+        let listed = store.withCore { core, now in
+            core.list(cursor: from, count: number, filter: wanted, now: now)
+        }
+        connection.writer.array(2)
+        connection.writer.integer(Int(listed.cursor))
+        connection.writer.array(listed.chunks.count)
+        for chunk in listed.chunks { write(chunk, connection) }
+    }
+
+    private func write(_ chunk: StoreCore.ChunkDescription, _ connection: Connection) {
+        connection.writer.map(9)
+        connection.writer.bulk("key")
+        connection.writer.bulk(chunk.key.hex)
+        connection.writer.bulk("parent")
+        connection.writer.bulk(chunk.parent?.hex ?? "")
+        connection.writer.bulk("root")
+        connection.writer.bulk(chunk.root.hex)
+        connection.writer.bulk("space")
+        connection.writer.integer(Int(chunk.space))
+        connection.writer.bulk("number")
+        connection.writer.integer(Int(chunk.number))
+        connection.writer.bulk("location")
+        connection.writer.integer(Int(chunk.location.rawValue))
+        connection.writer.bulk("bytes")
+        connection.writer.integer(chunk.bytes)
+        connection.writer.bulk("idle_ms")
+        connection.writer.integer(Int(chunk.idleMs))
+        connection.writer.bulk("pinned")
+        connection.writer.integer(chunk.isPinned ? 1 : 0)
     }
 
     private func arena(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
@@ -198,7 +262,7 @@ extension EventLoop {
                 readers: count,
                 session: session, now: now)
         }
-        let tiers = [UInt8](repeating: StoreCore.Location.memory.rawValue, count: match.count)
+        let tiers = match.tiers.map(\.rawValue)
         connection.writer.array(3)
         connection.writer.integer(match.count)
         connection.writer.write(bytes: tiers, isHex: target.isHex)
@@ -208,7 +272,9 @@ extension EventLoop {
     private func acquire(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
         let hold = UInt64(try arguments.integer(1, "the hold", 0...Int.max))
         let shard = try arguments.integer(2, "the shard", 0...CacheSpace.Limits.shards)
-        let options = try options(arguments, from: 3, ["FROM", "COUNT"])
+        // The only word without a value, so it stands first.
+        let verifies = arguments.count > 3 && arguments.matches(3, "VERIFY")
+        let options = try options(arguments, from: verifies ? 4 : 3, ["FROM", "COUNT"])
         var first = 0
         var count: Int?
         if let index = options["FROM"] {
@@ -220,7 +286,8 @@ extension EventLoop {
         let (session, from, length) = (connection.session.id, first, count)
         let answer = try apply { core, now throws(StoreError) in
             try core.acquire(
-                hold: hold, shard: shard, first: from, count: length, session: session, now: now)
+                hold: hold, shard: shard, first: from, count: length, verifies: verifies,
+                session: session, now: now)
         }
         connection.writer.array(2)
         connection.writer.integer(Int(answer.lease))
@@ -239,7 +306,9 @@ extension EventLoop {
             try core.extents(lease: lease, session: session, now: now)
         }
         if extents.contains(.pending) {
-            connection.waiting = (lease, isHex, Store.now() + UInt64(ms) * 1_000_000)
+            connection.waiting = .init(
+                id: lease, kind: .lease(isHex: isHex),
+                deadline: Store.now() + UInt64(ms) * 1_000_000)
         } else {
             connection.writer.write(extents, isHex: isHex)
         }
@@ -371,9 +440,15 @@ extension EventLoop {
         connection.writer.bulk(answer.sentence)
     }
 
-    /// All chunks are in memory, so those that are there are. It counts as no match.
+    /// It counts as no match.
     private func prefetch(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
-        connection.writer.integer(try explanation(arguments, connection).matched)
+        let count = try applyToKeys(arguments, connection) {
+            core, target, session, now throws(StoreError) in
+            try core.prefetch(
+                space: target.space, root: target.root, keys: target.keys, session: session,
+                now: now)
+        }
+        connection.writer.integer(count)
     }
 
     private func pin(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
@@ -441,9 +516,13 @@ extension EventLoop {
     }
 
     private func sync(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
-        throw CommandError(
-            StoreError.Code.noTier.description,
-            "nothing can be made durable: this server has only the memory tier")
+        var ms = ServerLimits.defaultSyncMs
+        if arguments.count > 1 {
+            ms = try arguments.integer(1, "the time", 0...ServerLimits.waitMs)
+        }
+        let ticket = try apply { core, now throws(StoreError) in try core.sync(now: now) }
+        connection.waiting = .init(
+            id: ticket, kind: .sync, deadline: Store.now() + UInt64(ms) * 1_000_000)
     }
 
     // MARK: Telling
@@ -459,15 +538,16 @@ extension EventLoop {
         ]
     }
 
-    /// The fields of a struct of integers, in snake case.
+    /// The fields of a struct of integers, and of such structs in it, in snake case.
     private static func fields(of value: Any) -> [(name: String, value: Int)] {
-        Mirror(reflecting: value).children.compactMap { child in
-            guard let label = child.label, let number = child.value as? Int else { return nil }
+        Mirror(reflecting: value).children.flatMap { child -> [(name: String, value: Int)] in
+            guard let label = child.label else { return [] }
+            guard let number = child.value as? Int else { return fields(of: child.value) }
             let name = label.reduce(into: "") { text, character in
                 if character.isUppercase { text += "_" }
                 text += character.lowercased()
             }
-            return (name, number)
+            return [(name, number)]
         }
     }
 

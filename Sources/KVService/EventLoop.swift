@@ -172,9 +172,19 @@ final class EventLoop {
             guard let waiting = connection.waiting, waiting.deadline <= now else { continue }
             connection.waiting = nil
             connection.writer.error(
-                StoreError.Code.timeout.description,
-                "lease \(waiting.lease) still has pending extents; wait again or release it")
+                StoreError.Code.timeout.description, message(whenOverdue: waiting))
             serve(connection)
+        }
+    }
+
+    private func message(whenOverdue waiting: Connection.Waiting) -> String {
+        switch waiting.kind {
+        case .lease:
+            return "lease \(waiting.id) still has pending extents; wait again or release it"
+        case .sync:
+            store.withCore { core, _ in core.cancelSync(waiting.id) }
+            return
+                "not everything is durable yet; the disk is slow or suspended, see the server's log"
         }
     }
 
@@ -182,7 +192,9 @@ final class EventLoop {
         if fd == listener {
             acceptAll()
         } else if fd == wake.descriptor {
-            for lease in wake.drain() { answerWait(for: lease) }
+            let (leases, syncs) = wake.drain()
+            for lease in leases { answerWait(for: lease) }
+            for (ticket, error) in syncs { answerSync(ticket, error) }
         } else if fd == timer {
             timerIsDue()
         } else if fd == signals {
@@ -325,6 +337,9 @@ final class EventLoop {
     private func drop(_ connection: Connection) {
         guard connections.removeValue(forKey: connection.fd) != nil else { return }
         epoll_ctl(poll, EPOLL_CTL_DEL, connection.fd, nil)
+        if let waiting = connection.waiting, case .sync = waiting.kind {
+            store.withCore { core, _ in core.cancelSync(waiting.id) }
+        }
         leave(connection)
     }
 
@@ -426,8 +441,8 @@ final class EventLoop {
     // MARK: Waiting
 
     private func answerWait(for lease: UInt64) {
-        for connection in connections.values where connection.waiting?.lease == lease {
-            let waiting = connection.waiting!
+        for connection in connections.values where connection.waiting?.id == lease {
+            guard case .lease(let isHex) = connection.waiting!.kind else { continue }
             connection.waiting = nil
             let answer = Result { () throws(StoreError) in
                 try store.withCore { core, now throws(StoreError) in
@@ -435,8 +450,21 @@ final class EventLoop {
                 }
             }
             switch answer {
-            case .success(let extents): connection.writer.write(extents, isHex: waiting.isHex)
+            case .success(let extents): connection.writer.write(extents, isHex: isHex)
             case .failure(let error): connection.writer.error(error.code.description, error.message)
+            }
+            serve(connection)
+        }
+    }
+
+    private func answerSync(_ ticket: UInt64, _ error: StoreError?) {
+        for connection in connections.values where connection.waiting?.id == ticket {
+            guard case .sync = connection.waiting!.kind else { continue }
+            connection.waiting = nil
+            if let error {
+                connection.writer.error(error.code.description, error.message)
+            } else {
+                connection.writer.ok()
             }
             serve(connection)
         }

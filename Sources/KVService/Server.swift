@@ -36,6 +36,7 @@ public final class Server: Sendable {
             store: store, configuration: configuration, wake: wake, handlingSignals: handlingSignals
         )
         store.onLeaseReady { [wake] lease in wake.leaseIsReady(lease) }
+        store.onSyncEnded { [wake] ticket, error in wake.syncEnded(ticket, error) }
         listening()
         loop.run(until: { self.stopping.load(ordering: .acquiring) })
     }
@@ -51,13 +52,15 @@ public final class Server: Sendable {
     public static func blockSignals() {
         var signals = EventLoop.handledSignals
         pthread_sigmask(SIG_BLOCK, &signals, nil)
+        // A limit on the length of files is an error like others.
+        signal(SIGXFSZ, SIG_IGN)
     }
 }
 
 /// Wakes the event loop from other threads.
 final class WakeUp: Sendable {
     let descriptor: Int32
-    private let ready = Locked<[UInt64]>([])
+    private let ready = Locked<(leases: [UInt64], syncs: [(UInt64, StoreError?)])>(([], []))
 
     init() {
         descriptor = eventfd(0, Int32(EFD_CLOEXEC) | Int32(EFD_NONBLOCK))
@@ -73,17 +76,22 @@ final class WakeUp: Sendable {
     }
 
     func leaseIsReady(_ lease: UInt64) {
-        ready.withLock { $0.append(lease) }
+        ready.withLock { $0.leases.append(lease) }
+        signal()
+    }
+
+    func syncEnded(_ ticket: UInt64, _ error: StoreError?) {
+        ready.withLock { $0.syncs.append((ticket, error)) }
         signal()
     }
 
     /// What became ready since the last call.
-    func drain() -> [UInt64] {
+    func drain() -> (leases: [UInt64], syncs: [(UInt64, StoreError?)]) {
         var count: UInt64 = 0
         _ = read(descriptor, &count, 8)
-        return ready.withLock { leases in
-            defer { leases = [] }
-            return leases
+        return ready.withLock { ready in
+            defer { ready = ([], []) }
+            return ready
         }
     }
 }

@@ -33,6 +33,11 @@ public enum ServerLimits {
     /// How long a `KV.WAIT` may ask for, and what it gets by default, in milliseconds.
     public static let waitMs = 600_000
     static let defaultWaitMs = 5_000
+    /// How long a `KV.SYNC` waits that names no time, in milliseconds.
+    static let defaultSyncMs = 60_000
+    /// Places that one `KV.CHUNKS` looks at, at most and where nothing else is asked for.
+    public static let listedChunks = 4_096
+    static let defaultListedChunks = 256
     /// How long a stopping server goes on sending replies.
     static let stopMs = 1_000
     static let readBytes = 64 << 10

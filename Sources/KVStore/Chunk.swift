@@ -1,6 +1,7 @@
 internal import KVIdentity
+internal import KVTier
 
-/// What the core knows of a chunk: 72 bytes, and one ``ShardRecord`` for each shard.
+/// What the core knows of a chunk: 88 bytes, and one ``ShardRecord`` for each shard.
 struct Chunk: BitwiseCopyable {
     static let none = UInt32.max
 
@@ -13,6 +14,26 @@ struct Chunk: BitwiseCopyable {
         case sealed
         /// Out of the index for good, but somebody still reads it.
         case doomed
+    }
+
+    /// Whether its bytes are in the arena.
+    enum Memory: UInt8 {
+        case resident
+        /// They have extents, and are on their way there from a disk.
+        case loading
+        /// They have no extents.
+        case absent
+    }
+
+    /// Whether its bytes are on a disk.
+    enum Disk: UInt8 {
+        case none
+        /// It stands in the queue of what is to be written.
+        case waiting
+        /// Its shards are being hashed and written.
+        case writing
+        /// All its shards can be read.
+        case written
     }
 
     var key: Digest
@@ -36,12 +57,26 @@ struct Chunk: BitwiseCopyable {
     /// It has a time to live, or is pinned until a time (side tables of the core).
     var hasTimeToLive = false
     var isPinnedUntil = false
+    var memory: Memory = .resident
+    var disk: Disk = .none
+    /// Which disk has it, or is getting it.
+    var volume: UInt8 = 0
+    /// It was matched since it was written to the disk.
+    var isHot = false
+    /// Its place in the prompt, from 0.
+    var number: UInt32 = 0
+    /// When it was sealed, found or matched last: seconds of the core's clock.
+    var usedSeconds: UInt32 = 0
+    /// Children that have extents in the arena.
+    var residentChildren: UInt32 = 0
 }
 
 /// One shard of a chunk: where it lies, and the checksum of its bytes once somebody made it.
 struct ShardRecord: BitwiseCopyable {
-    /// First page of the extent.
+    /// First page of the extent, if the chunk has extents.
     var page: UInt32
+    /// Where the disk has it, if the chunk is written.
+    var place = TierPlace(segment: 0, page: 0)
     var hasChecksum = false
     var checksum: UInt64 = 0
 }
@@ -79,4 +114,6 @@ package enum Fate: UInt8, Sendable {
     case expired
     case damaged
     case writerGaveUp
+    case evictedFromDisk
+    case unreadable
 }

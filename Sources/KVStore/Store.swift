@@ -3,6 +3,7 @@ internal import Dispatch
 internal import Glibc
 public import KVArena
 internal import KVThreads
+internal import KVTier
 public import Logging
 internal import Synchronization
 
@@ -13,8 +14,9 @@ internal import Synchronization
 /// `KVService` library.
 ///
 /// The core is one value behind one lock, held for microseconds and never across I/O, hashing or
-/// copying. Two kinds of threads work beside the callers: `kv-fault` fault the arena in and end,
-/// `kv-check` hashes what is sampled for verification.
+/// copying. Beside the callers work threads: `kv-fault` fault the arena in and end, `kv-check`
+/// hashes what is sampled for verification and what goes to or comes from disks, `kv-recover` reads
+/// what all disks have at the start and ends, and the disks have their own.
 public final class Store: Sendable {
     /// How a store is made.
     public struct Configuration: Sendable {
@@ -27,14 +29,22 @@ public final class Store: Sendable {
         public var hugePages: Bool
         /// Threads that fault the arena in; nil for one per processor, at most four.
         public var faultThreads: Int?
+        /// Directories for what memory has no room for, each on a device of its own; none for a
+        /// store that forgets everything when it ends.
+        public var disks: [DiskConfiguration]
+        /// Which sealed chunks go to disk.
+        public var diskAdmission: DiskAdmission
         /// Where progress and trouble are told.
         public var logger: Logger
 
         /// A configuration; every value has a default.
         public init(
             memoryBytes: Int? = nil, verifyOneIn: Int = 64, hugePages: Bool = true,
-            faultThreads: Int? = nil, logger: Logger = Logger(label: "kvasir")
+            faultThreads: Int? = nil, disks: [DiskConfiguration] = [],
+            diskAdmission: DiskAdmission = .all, logger: Logger = Logger(label: "kvasir")
         ) {
+            self.disks = disks
+            self.diskAdmission = diskAdmission
             self.memoryBytes = memoryBytes
             self.verifyOneIn = verifyOneIn
             self.hugePages = hugePages
@@ -54,19 +64,24 @@ public final class Store: Sendable {
     package let logger: Logger
 
     private let core: Locked<StoreCore>
-    private let checks = Locked<[(job: UInt64, offset: UInt64, length: UInt64)]>([])
+    private let checks = Locked<HashQueue>(HashQueue())
     private let checksWaiting = DispatchSemaphore(value: 0)
     private let isStopping = Atomic<Bool>(false)
     private let faulter: ArenaFaulter
     private let threads = Locked<[NamedThread]>([])
+    private let disks: [DiskVolume]
+    private let recovery: DiskRecoveryRun
     private let leaseReady = Locked<(@Sendable (UInt64) -> Void)?>(nil)
+    private let syncEnded = Locked<(@Sendable (UInt64, StoreError?) -> Void)?>(nil)
     /// Callers that wait for the checks of their read lease.
     private let waiters = Locked<[UInt64: DispatchSemaphore]>([:])
+    /// Callers that wait for a sync, and how it ended.
+    private let syncWaiters = Locked<[UInt64: SyncWaiter]>([:])
 
     /// Makes the arena and starts faulting it in; returns at once.
     ///
-    /// - Throws: `StoreError` when the machine or the control group can't hold the arena,
-    ///   `ArenaError` when the kernel refuses it.
+    /// - Throws: `StoreError` when the machine or the control group can't hold the arena or a disk
+    ///   can't be used, `ArenaError` when the kernel refuses the arena.
     public init(_ configuration: Configuration = Configuration()) throws {
         let budget = MemoryBudget.current()
         let bytes = configuration.memoryBytes ?? budget.defaultArenaBytes
@@ -80,10 +95,14 @@ public final class Store: Sendable {
             StoreCore(
                 .init(
                     arenaBytes: whole, slabBytes: slab, checkOneIn: configuration.verifyOneIn,
-                    secret: secret)))
+                    secret: secret, admission: configuration.diskAdmission,
+                    wallOffsetMs: Self.wallOffsetMs())))
+        disks = try DiskVolume.open(configuration.disks, arena: arena, logger: logger)
+        recovery = DiskRecoveryRun(disks, logger: logger)
         faulter = ArenaFaulter(arena: arena, slabBytes: slab, logger: configuration.logger)
         let processors = max(1, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))))
         start(faultThreads: configuration.faultThreads ?? min(4, processors))
+        startDisks()
     }
 
     private static func check(bytes: Int, against budget: MemoryBudget) throws(StoreError) {
@@ -112,19 +131,16 @@ public final class Store: Sendable {
         // The threads hold the parts that they use, not the store, so that dropping the store ends
         // them.
         let started = [
-            NamedThread("kv-check") { [weak self, checksWaiting, arena] in
+            NamedThread("kv-check") {
+                [weak self, checksWaiting, arena, hasDisks = !disks.isEmpty] in
                 while true {
-                    checksWaiting.wait()
+                    // Disks have deadlines too, and an embedded store has no event loop that would
+                    // let time pass.
+                    let end = hasDisks ? DispatchTime.now() + Self.diskTick : .distantFuture
+                    let isTick = checksWaiting.wait(timeout: end) == .timedOut
                     guard let self, !self.isStopping.load(ordering: .acquiring) else { return }
-                    var work: [(job: UInt64, offset: UInt64, length: UInt64)] = []
-                    self.checks.withLock { swap(&$0, &work) }
-                    for next in work where self.withCore({ core, _ in core.wantsCheck(next.job) }) {
-                        let bytes = arena.bytes(offset: next.offset, length: next.length)
-                        let checksum = kv_xxh3_64(bytes.baseAddress, bytes.count)
-                        self.withCore { core, now in
-                            core.checkCompleted(job: next.job, checksum: checksum, now: now)
-                        }
-                    }
+                    if isTick { self.withCore { core, now in core.advance(to: now) } }
+                    self.hashWaiting(arena)
                 }
             }
         ]
@@ -134,20 +150,48 @@ public final class Store: Sendable {
         }
     }
 
+    /// Hashes what waits for it: first what somebody may wait for, then what goes to disks.
+    private func hashWaiting(_ arena: SharedArena) {
+        while !isStopping.load(ordering: .acquiring), let next = checks.withLock({ $0.next() }) {
+            if !withCore({ core, _ in core.wantsCheck(next.job) }) { continue }
+            let bytes = arena.bytes(offset: next.offset, length: next.length)
+            let checksum = kv_xxh3_64(bytes.baseAddress, bytes.count)
+            if next.clearsPadding { arena.clearPadding(offset: next.offset, length: next.length) }
+            withCore { core, now in
+                core.checkCompleted(job: next.job, checksum: checksum, now: now)
+            }
+        }
+    }
+
     deinit {
         stop()
     }
 
-    /// Ends the store's threads. Later calls find an arena that grows no further.
+    /// Ends the store's threads. Later calls find an arena that grows no further, and disks that
+    /// take nothing more; what was not on disk before is lost (see ``sync(seconds:)``).
     public func stop() {
         if isStopping.exchange(true, ordering: .acquiringAndReleasing) { return }
         faulter.stop()
+        recovery.stop()
+        for disk in disks { disk.stop() }
         checksWaiting.signal()
         let started = threads.withLock { threads in
             defer { threads = [] }
             return threads
         }
         for thread in started { thread.join() }
+    }
+
+    /// How often disks are looked after when nothing else happens.
+    private static let diskTick = DispatchTimeInterval.milliseconds(500)
+
+    /// What added to ``now()`` in milliseconds gives those since 1970.
+    static func wallOffsetMs() -> UInt64 {
+        var time = timespec()
+        clock_gettime(CLOCK_REALTIME, &time)
+        let wall = UInt64(max(0, time.tv_sec)) * 1000 + UInt64(time.tv_nsec) / 1_000_000
+        let monotonic = now() / 1_000_000
+        return wall > monotonic ? wall - monotonic : 0
     }
 
     /// Nanoseconds of the clock that deadlines are measured by.
@@ -165,8 +209,12 @@ public final class Store: Sendable {
         // An event that fails may have let deadlines pass, so its effects count too.
         defer { if !effects.isEmpty { carryOut(effects) } }
         return try core.withLock { core throws(Failure) in
-            defer { if !core.effects.isEmpty { swap(&effects, &core.effects) } }
-            return try body(&core, Self.now())
+            let now = Self.now()
+            defer {
+                core.settle(now: now)
+                if !core.effects.isEmpty { swap(&effects, &core.effects) }
+            }
+            return try body(&core, now)
         }
     }
 
@@ -174,8 +222,23 @@ public final class Store: Sendable {
         for effect in effects {
             switch effect {
             case .check(let job, let offset, let length):
-                checks.withLock { $0.append((job, offset, length)) }
+                checks.withLock {
+                    $0.append(.init(job: job, offset: offset, length: length, clearsPadding: false))
+                }
                 checksWaiting.signal()
+            case .prepare(let job, let offset, let length):
+                checks.withLock {
+                    $0.append(.init(job: job, offset: offset, length: length, clearsPadding: true))
+                }
+                checksWaiting.signal()
+            case .io(let volume, let request):
+                disks[volume].carryOut(request) { [weak self] id, outcome in
+                    self?.withCore { core, now in
+                        core.diskCompleted(volume: volume, id, outcome, now: now)
+                    }
+                }
+            case .synced(let ticket, let fault):
+                endSync(ticket, fault.map { StoreError(.disk, $0.message) })
             case .leaseReady(let lease):
                 waiters.withLock { $0[lease] }?.signal()
                 leaseReady.withLock { $0 }?(lease)
@@ -188,6 +251,86 @@ public final class Store: Sendable {
     /// Who is told, on any thread, that nothing of a read lease is pending any more.
     package func onLeaseReady(_ action: @escaping @Sendable (UInt64) -> Void) {
         leaseReady.withLock { $0 = action }
+    }
+
+    /// Who is told, on any thread, how a sync ended.
+    package func onSyncEnded(_ action: @escaping @Sendable (UInt64, StoreError?) -> Void) {
+        syncEnded.withLock { $0 = action }
+    }
+
+    private func endSync(_ ticket: UInt64, _ error: StoreError?) {
+        syncWaiters.withLock { $0[ticket] }?.end(error)
+        syncEnded.withLock { $0 }?(ticket, error)
+    }
+
+    /// Waits until everything that was sealed or dropped before is durable on disk.
+    ///
+    /// - Throws: `StoreError` if a disk failed, if that takes longer than `seconds`, or if the store
+    ///   has no disk.
+    public func sync(seconds: Double = 60) throws(StoreError) {
+        let waiter = SyncWaiter()
+        let ticket = try withCore { core, now throws(StoreError) -> UInt64 in
+            let ticket = try core.sync(now: now)
+            // Before the effects are carried out, so that none is missed.
+            syncWaiters.withLock { $0[ticket] = waiter }
+            return ticket
+        }
+        defer { syncWaiters.withLock { $0[ticket] = nil } }
+        if let error = waiter.wait(seconds: seconds) {
+            withCore { core, _ in core.cancelSync(ticket) }
+            throw error
+        }
+    }
+
+    /// Empties segments of which less than `share` is used, and gives their files back to the file
+    /// system. Nothing that can be matched is given up. It blocks.
+    ///
+    /// - Parameter progress: told the bytes of all files now and then.
+    /// - Throws: `StoreError` if there is no disk, or chunks on it fit into no arena of this size.
+    public func compactDisks(
+        below share: Double = 0.5, progress: (Int) -> Void = { _ in }
+    ) throws(StoreError) {
+        if disks.isEmpty { throw StoreError(.noTier, "this store has no disk") }
+        // What is not known yet would count as dead.
+        if !waitUntilRecovered(seconds: 3600) {
+            throw StoreError(.timeout, "the disks are still being read; try again later")
+        }
+        if withCore({ core, _ in core.hasRefusedChunks }) {
+            throw StoreError(
+                .argument, "the disk has chunks that this arena is too small for; give more memory")
+        }
+        withCore { core, now in core.compactDisks(below: share, now: now) }
+        while !isStopping.load(ordering: .acquiring),
+            withCore({ core, _ in core.isCompactingDisks })
+        {
+            let now = gauges.disk
+            progress(now.diskBytes)
+            if now.disksSuspended > 0 {
+                throw StoreError(
+                    .disk, "a disk takes no writes now; the log says why. Try again then")
+            }
+            usleep(10_000)
+        }
+        try sync()
+    }
+
+    private func startDisks() {
+        for (volume, opened) in disks.enumerated() {
+            let added = withCore { core, _ in core.add(opened.makeLog()) }
+            precondition(added == volume, "disks have the numbers that the core gave them")
+        }
+        recovery.start(into: self)
+    }
+
+    /// Waits until all that the disks have is known. - Returns: false if that took longer than
+    /// `seconds`.
+    public func waitUntilRecovered(seconds: Double = 60) -> Bool {
+        let end = Self.now() + UInt64(seconds * 1e9)
+        while gauges.disk.disksRecovering > 0 {
+            if Self.now() > end { return false }
+            usleep(2_000)
+        }
+        return true
     }
 
     /// Blocks until the checks of a read lease may be done, at most a second; look again then.
@@ -210,5 +353,48 @@ public final class Store: Sendable {
     /// `seconds`.
     public func waitUntilReady(seconds: Double = 60) -> Bool {
         faulter.waitUntilDone(seconds: seconds)
+    }
+}
+
+/// Bytes to be hashed.
+private struct HashJob {
+    var job: UInt64
+    var offset: UInt64
+    var length: UInt64
+    /// They go to a disk: what pads them to whole pages is made zeros.
+    var clearsPadding: Bool
+}
+
+/// What is to be hashed: what somebody may wait for before what goes to disks, each in its order.
+private struct HashQueue {
+    private var urgent = ArraySlice<HashJob>()
+    private var writes = ArraySlice<HashJob>()
+
+    mutating func append(_ job: HashJob) {
+        if job.clearsPadding { writes.append(job) } else { urgent.append(job) }
+    }
+
+    mutating func next() -> HashJob? { urgent.popFirst() ?? writes.popFirst() }
+}
+
+/// Waits for one sync.
+private final class SyncWaiter: Sendable {
+    private let ended = DispatchSemaphore(value: 0)
+    private let error = Locked<StoreError?>(nil)
+
+    func end(_ error: StoreError?) {
+        self.error.withLock { $0 = error }
+        ended.signal()
+    }
+
+    /// - Returns: why it failed; nil if it did not.
+    func wait(seconds: Double) -> StoreError? {
+        if ended.wait(timeout: .now() + seconds) == .timedOut {
+            return StoreError(
+                .timeout,
+                "not everything was durable after \(seconds) s; the disk may be slow or suspended, see the log"
+            )
+        }
+        return error.withLock { $0 }
     }
 }

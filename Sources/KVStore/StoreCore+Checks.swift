@@ -7,6 +7,17 @@ struct Check {
     /// The read lease that waits for it, and the place in it.
     var lease: UInt64?
     var place = 0
+    var purpose = Purpose.sample
+
+    /// What the checksum is for.
+    enum Purpose {
+        /// To see whether a client changed sealed bytes.
+        case sample
+        /// To go to a disk with the bytes; the chunk is pinned.
+        case write
+        /// To see whether a disk gave back what it got; the chunk is pinned.
+        case load
+    }
 }
 
 // Checksums: made the first time an extent is sampled, compared every time after that.
@@ -49,24 +60,36 @@ extension StoreCore {
         start(Check(chunk: chunk, shard: shard))
     }
 
-    private mutating func start(_ check: Check) {
-        // It does not keep the chunk: a check that nobody waits for must not stand in the way of an
-        // eviction. A reader's lease does keep it.
+    mutating func start(_ check: Check) {
+        // A sample does not keep the chunk: a check that nobody waits for must not stand in the way
+        // of an eviction. A reader's lease does keep it, and so do writes and loads.
         let job = nextID()
         checks[job] = check
         checksOfChunk[check.chunk, default: []].append(job)
         let extent = extent(of: check.chunk, shard: check.shard)
-        effects.append(.check(job: job, offset: extent.offset, length: extent.length))
+        if check.purpose == .write {
+            effects.append(.prepare(job: job, offset: extent.offset, length: extent.length))
+        } else {
+            effects.append(.check(job: job, offset: extent.offset, length: extent.length))
+        }
     }
 
     /// Whether the result of a `.check` effect still means something.
     package func wantsCheck(_ job: UInt64) -> Bool { checks[job] != nil }
 
-    /// The bytes of a `.check` effect have this checksum (XXH3-64).
+    /// The bytes of a `.check` or `.prepare` effect have this checksum (XXH3-64).
     package mutating func checkCompleted(job: UInt64, checksum: UInt64, now: UInt64) {
         advance(to: now)
         guard let check = checks.removeValue(forKey: job) else { return }
         forget(job, of: check.chunk)
+        switch check.purpose {
+        case .sample: sampleCompleted(check, checksum: checksum)
+        case .write: prepared(check, checksum: checksum)
+        case .load: verified(check, checksum: checksum)
+        }
+    }
+
+    private mutating func sampleCompleted(_ check: Check, checksum: UInt64) {
         let place = chunks[check.chunk].firstShard + UInt32(check.shard)
         var isGood = chunks[check.chunk].state == .sealed
         if shards[place].hasChecksum {
@@ -111,7 +134,7 @@ extension StoreCore {
         for job in checksOfChunk.removeValue(forKey: chunk) ?? [] { checks[job] = nil }
     }
 
-    private mutating func reportDamage(_ chunk: UInt32) {
+    mutating func reportDamage(_ chunk: UInt32) {
         let entry = chunks[chunk]
         let open = sessions.values.filter { !$0.hasEnded }.map(\.name).sorted().joined(
             separator: ", ")

@@ -1,8 +1,16 @@
+internal import KVDisk
+internal import KVTier
+
 // Time only enters here: every event first lets pass what is due.
 
 extension StoreCore {
     /// When something next comes due, if anything does.
-    package var nextDeadline: UInt64? { deadlines.earliest }
+    package var nextDeadline: UInt64? {
+        disk.volumes.reduce(deadlines.earliest) { earliest, volume in
+            guard let due = volume.log.nextDeadline else { return earliest }
+            return min(earliest ?? .max, due)
+        }
+    }
 
     /// Lets the deadlines up to `now` pass. Every event does so itself; the driver calls it when
     /// nothing else happens.
@@ -18,12 +26,21 @@ extension StoreCore {
                     expireWriteLease(id)
                 }
             case .timeToLive(let chunk):
-                if timesToLive[chunk] == due { removeSubtree(chunk, fate: .expired) }
+                if timesToLive[chunk] == due { expire(chunk) }
             case .pin(let chunk):
                 if pinsUntil[chunk] == due { endTimedPin(chunk) }
             }
         }
         compactDeadlinesIfMostAreStale()
+        for volume in disk.volumes.indices { disk.volumes[volume].log.advance(to: currentTime) }
+    }
+
+    private mutating func expire(_ chunk: UInt32) {
+        let entry = chunks[chunk]
+        dropOnDisks(
+            .key(
+                entry.key, root: roots[Int(entry.root)].digest, space: spaces[entry.space]!.id))
+        removeSubtree(chunk, fate: .expired)
     }
 
     private mutating func compactDeadlinesIfMostAreStale() {

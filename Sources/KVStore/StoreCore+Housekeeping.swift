@@ -1,5 +1,7 @@
 internal import KVArena
+internal import KVDisk
 package import KVIdentity
+internal import KVTier
 
 // Looking, pinning, expiring, dropping.
 
@@ -8,6 +10,10 @@ extension StoreCore {
     package enum Location: UInt8, Sendable {
         case absent = 0
         case memory = 1
+        case disk = 2
+        case memoryAndDisk = 3
+        /// On its way from a disk to memory.
+        case loading = 4
         case beingWritten = 255
     }
 
@@ -27,9 +33,19 @@ extension StoreCore {
                 result.append(.absent)
                 continue
             }
-            result.append(chunks[chunk].isVisible ? .memory : .beingWritten)
+            result.append(location(of: chunk))
         }
         return result
+    }
+
+    func location(of chunk: UInt32) -> Location {
+        let entry = chunks[chunk]
+        if !entry.isVisible { return .beingWritten }
+        switch entry.memory {
+        case .absent: return .disk
+        case .loading: return .loading
+        case .resident: return entry.disk == .written ? .memoryAndDisk : .memory
+        }
     }
 
     /// How many leading keys match, and why the next one does not. Changes nothing.
@@ -39,8 +55,9 @@ extension StoreCore {
         advance(to: now)
         try requireKeys(keys)
         let space = try requireSpace(handle, session: session)
-        let matched = visiblePrefix(space: handle, root: root, keys: keys).count
-        if matched == keys.count { return (matched, "hit", "all \(matched) chunks are in memory") }
+        let found = visiblePrefix(space: handle, root: root, keys: keys)
+        let matched = found.count
+        if matched == keys.count { return (matched, "hit", whereabouts(of: found)) }
         let key = keys[matched]
         let name = "chunk \(matched) (key \(String(key.description.prefix(12)))…)"
         if let chunk = index.find(key, chunks) {
@@ -64,6 +81,16 @@ extension StoreCore {
                 return (matched, "dropped", "\(name) was dropped \(ago) s ago on request")
             case .expired:
                 return (matched, "expired", "\(name) reached its time to live \(ago) s ago")
+            case .evictedFromDisk:
+                return (
+                    matched, "evicted",
+                    "\(name) was given up \(ago) s ago to make room on disk, by then it was not in memory"
+                )
+            case .unreadable:
+                return (
+                    matched, "unreadable",
+                    "\(name) could not be read from disk \(ago) s ago; see the server's log"
+                )
             case .damaged:
                 return (
                     matched, "damaged",
@@ -81,6 +108,12 @@ extension StoreCore {
             "\(name) was never stored here under this root, or so long ago that it is forgotten; space "
                 + "\(handle) has \(space.chunkCount) chunks under \(space.roots.count) roots"
         )
+    }
+
+    private func whereabouts(of found: [UInt32]) -> String {
+        let onDisk = found.count { chunks[$0].memory != .resident }
+        if onDisk == 0 { return "all \(found.count) chunks are in memory" }
+        return "all \(found.count) chunks are here, \(onDisk) of them on disk only"
     }
 
     /// Keeps the leading keys from eviction for `ms`. - Returns: how many.
@@ -161,14 +194,22 @@ extension StoreCore {
     ) throws(StoreError) -> Int {
         advance(to: now)
         try requireKeys(keys)
-        _ = try requireSpace(handle, session: session)
-        guard let slot = rootSlots[root] else { return 0 }
-        var count = 0
-        for key in keys {
+        let space = try requireSpace(handle, session: session)
+        let slot = rootSlots[root]
+        func find(_ key: Digest) -> UInt32? {
             guard let chunk = index.find(key, chunks), chunks[chunk].space == handle,
                 chunks[chunk].root == slot
-            else { continue }
-            count += removeSubtree(chunk, fate: .dropped)
+            else { return nil }
+            return chunk
+        }
+        let known = Set(keys.filter { find($0) != nil })
+        var count = 0
+        for key in keys {
+            let chunk = find(key)
+            // What went with an earlier key needs no word of its own.
+            if chunk == nil, known.contains(key) { continue }
+            dropOnDisks(.key(key, root: root, space: space.id))
+            if let chunk { count += removeSubtree(chunk, fate: .dropped) }
         }
         return count
     }
@@ -178,7 +219,8 @@ extension StoreCore {
         throws(StoreError) -> Int
     {
         advance(to: now)
-        _ = try requireSpace(handle, session: session)
+        let space = try requireSpace(handle, session: session)
+        dropOnDisks(.root(root, space: space.id))
         guard let slot = rootSlots[root], roots[Int(slot)].space == handle else { return 0 }
         return dropRoot(slot)
     }
@@ -190,7 +232,14 @@ extension StoreCore {
             throw StoreError(
                 .unknownSpace, "no space has the handle \(handle); KV.SPACES lists them")
         }
+        dropOnDisks(.space(space.id))
         return space.roots.sorted().reduce(0) { $0 + dropRoot($1) }
+    }
+
+    /// Nothing of it comes back from a disk, whether the index has it now or not.
+    mutating func dropOnDisks(_ drop: TierDrop) {
+        for volume in disk.volumes.indices { disk.volumes[volume].log.drop(drop, now: currentTime) }
+        if isRecovering { disk.recentDrops.insert(drop) }
     }
 
     private mutating func dropRoot(_ slot: UInt32) -> Int {

@@ -1,4 +1,5 @@
 internal import KVArena
+internal import KVDisk
 
 // The agreements that hold between events. Tests ask after every few events; it looks at
 // everything, so it is slow.
@@ -19,6 +20,11 @@ extension StoreCore {
         }
         for chunk in writers.keys { expectedPins[chunk, default: 0] += 1 }
         for chunk in pinsUntil.keys { expectedPins[chunk, default: 0] += 1 }
+        for chunk in disk.writes.keys { expectedPins[chunk, default: 0] += 1 }
+        for reclaim in disk.reclaims {
+            for chunk in reclaim.pinned.keys { expectedPins[chunk, default: 0] += 1 }
+        }
+        for chunk in disk.loads.keys { expectedPins[chunk, default: 0] += 1 }
         for (job, check) in checks where !(checksOfChunk[check.chunk]?.contains(job) ?? false) {
             return "check \(job) is not known to its chunk"
         }
@@ -35,7 +41,8 @@ extension StoreCore {
                 return "chunk \(chunk): its space is forgotten"
             }
             perSpace[entry.space, default: 0] += 1
-            pages += space.shardPages.reduce(0, +)
+            if entry.memory != .absent { pages += space.shardPages.reduce(0, +) }
+            if let broken = brokenDiskInvariant(of: chunk) { return "chunk \(chunk): \(broken)" }
             if entry.state == .doomed {
                 doomed += 1
                 if entry.pins == 0 { return "chunk \(chunk): doomed, but nobody reads it" }
@@ -72,6 +79,7 @@ extension StoreCore {
             var pins = expectedPins[chunk] ?? 0
             var child = entry.firstChild
             var previous = Chunk.none
+            var residentChildren: UInt32 = 0
             while child != Chunk.none {
                 if chunks[child].parent != chunk {
                     return "chunk \(chunk): child \(child) has another parent"
@@ -80,8 +88,13 @@ extension StoreCore {
                     return "chunk \(child): sibling link"
                 }
                 if chunks[child].pins > 0 { pins += 1 }
+                if chunks[child].memory != .absent { residentChildren += 1 }
                 previous = child
                 child = chunks[child].nextSibling
+            }
+            if entry.residentChildren != residentChildren {
+                return
+                    "chunk \(chunk): \(entry.residentChildren) children in memory, not \(residentChildren)"
             }
             if entry.pins != pins { return "chunk \(chunk): \(entry.pins) pins, expected \(pins)" }
         }
@@ -90,11 +103,67 @@ extension StoreCore {
         if pages != allocator.usedPages {
             return "\(pages) pages owned, \(allocator.usedPages) used"
         }
+        if let broken = brokenDiskCounts() { return broken }
         for (handle, space) in spaces where space.chunkCount != perSpace[handle] ?? 0 {
             return "space \(handle): chunk count"
         }
         for slot in rootSlots.values where roots[Int(slot)].chunkCount != perRoot[slot] ?? 0 {
             return "root \(slot): chunk count"
+        }
+        return nil
+    }
+}
+
+extension StoreCore {
+    private func brokenDiskInvariant(of chunk: UInt32) -> String? {
+        let entry = chunks[chunk]
+        if (entry.memory == .loading) != (disk.loads[chunk] != nil) { return "loading" }
+        if (entry.disk == .writing) != (disk.writes[chunk] != nil) {
+            return "being written to disk"
+        }
+        if entry.state == .writing, entry.memory != .resident || entry.disk != .none {
+            return "a disk knows what is not sealed"
+        }
+        if entry.state == .sealed, entry.memory != .resident, entry.disk != .written {
+            return "its bytes are nowhere"
+        }
+        if entry.state == .doomed, entry.disk == .written || entry.disk == .waiting {
+            return "a disk keeps what is gone"
+        }
+        return nil
+    }
+
+    private func brokenDiskCounts() -> String? {
+        let all = 0..<UInt32(chunks.count)
+        let sealed = all.filter { chunks[$0].state == .sealed }
+        let written = sealed.count { chunks[$0].disk == .written }
+        if written != disk.writtenCount {
+            return "\(written) chunks on disk, \(disk.writtenCount) counted"
+        }
+        let absent = sealed.count { chunks[$0].memory == .absent }
+        if absent != disk.absentCount {
+            return "\(absent) chunks absent, \(disk.absentCount) counted"
+        }
+        let waiting = sealed.count { chunks[$0].disk == .waiting }
+        if waiting != disk.waiting.count {
+            return "\(waiting) chunks wait, \(disk.waiting.count) counted"
+        }
+        let bytes = disk.writes.keys.reduce(0) { $0 + spaces[chunks[$1].space]!.chunkBytes }
+        if bytes != disk.bytesUnderWay { return "bytes under way to disks" }
+        // What a disk counts as used is what chunks have there, and what has just arrived.
+        var live = disk.volumes.map { _ in 0 }
+        for chunk in sealed where chunks[chunk].disk == .written {
+            live[Int(chunks[chunk].volume)] += spaces[chunks[chunk].space]!.chunkBytes
+        }
+        for (chunk, write) in disk.writes {
+            for shard in write.placedShards {
+                live[Int(chunks[chunk].volume)] +=
+                    spaces[chunks[chunk].space]!.shardPages[shard] * ExtentAllocator.pageBytes
+            }
+        }
+        for (volume, bytes) in live.enumerated() {
+            let counted = disk.volumes[volume].log.gauges.liveBytes
+            if bytes != counted { return "disk \(volume): \(bytes) bytes used, \(counted) counted" }
         }
         return nil
     }

@@ -43,11 +43,20 @@ package struct Extent: Sendable, Equatable {
 }
 
 extension StoreCore {
+    /// Where the bytes of a chunk that can be loaded are; the number on the wire.
+    package enum Tier: UInt8, Sendable {
+        case memory = 1
+        /// On a disk only, or on their way from there.
+        case disk = 2
+    }
+
     /// How many leading keys can be loaded, and the hold on them if one was asked for.
     package struct Match: Sendable, Equatable {
         package var count: Int
         /// 0 without a hold.
         package var hold: UInt64
+        /// Where each chunk that was found is.
+        package var tiers: [Tier] = []
     }
 
     /// Finds the longest run of leading keys that are sealed, and marks them as used.
@@ -74,7 +83,12 @@ extension StoreCore {
         counters.matchedKeysAsked += keys.count
         counters.matchedKeysHit += found.count
         touch(found)
-        guard let holdMs, !found.isEmpty else { return Match(count: found.count, hold: 0) }
+        markUsed(found)
+        let tiers = found.map { chunks[$0].memory == .resident ? Tier.memory : .disk }
+        counters.matchedKeysOnDisk += tiers.count { $0 == .disk }
+        guard let holdMs, !found.isEmpty else {
+            return Match(count: found.count, hold: 0, tiers: tiers)
+        }
         try requireRoomForChunks(found.count, session)
         for chunk in found.reversed() { pin(chunk) }
         sessions[session]!.heldChunks += found.count
@@ -85,7 +99,7 @@ extension StoreCore {
             readersToFinish: readers)
         sessions[session]!.holds.insert(id)
         deadlines.add(.hold(id), due: deadline)
-        return Match(count: found.count, hold: id)
+        return Match(count: found.count, hold: id, tiers: tiers)
     }
 
     /// The leading keys that can be loaded, in order.
@@ -111,11 +125,24 @@ extension StoreCore {
             policy.touch(chunk)
             let worth = policy.worth(of: chunk)
             let entry = chunks[chunk]
+            chunk = entry.parent
+            if entry.memory == .absent { continue }
             let count = spaces[entry.space]!.shardPages.count
             for shard in 0..<UInt32(count) {
                 allocator.touch(page: shards[entry.firstShard + shard].page, worth: worth)
             }
-            chunk = entry.parent
+        }
+    }
+
+    /// A run was matched, and so all that it follows: worth a disk, and worth to be kept there.
+    private mutating func markUsed(_ run: [UInt32]) {
+        guard var chunk = run.last else { return }
+        admitUsed(chunk)
+        let seconds = currentSeconds
+        while chunk != Chunk.none {
+            chunks[chunk].isHot = true
+            chunks[chunk].usedSeconds = seconds
+            chunk = chunks[chunk].parent
         }
     }
 
@@ -124,9 +151,11 @@ extension StoreCore {
     /// - Parameters:
     ///   - first: of the hold's chunks.
     ///   - count: nil for all from `first` on.
+    ///   - verifies: has all of them checked, sampled or not. A chunk of which nobody made a
+    ///     checksum so far gets one, and can't be found wrong.
     package mutating func acquire(
-        hold id: UInt64, shard: Int, first: Int = 0, count: Int? = nil, session: SessionID,
-        now: UInt64
+        hold id: UInt64, shard: Int, first: Int = 0, count: Int? = nil, verifies: Bool = false,
+        session: SessionID, now: UInt64
     ) throws(StoreError) -> (lease: UInt64, extents: [Extent]) {
         advance(to: now)
         try requireRoomForLease(session)
@@ -163,7 +192,9 @@ extension StoreCore {
         for (place, chunk) in lease.chunks.enumerated() {
             if chunks[chunk].state != .sealed {
                 lease.gone.insert(place)
-            } else if isSampled() {
+            } else if chunks[chunk].memory != .resident {
+                awaitLoad(of: chunk, lease: leaseID, place: place, &lease)
+            } else if verifies || isSampled() {
                 startCheck(chunk, shard: shard, lease: leaseID, place: place, &lease)
             }
         }

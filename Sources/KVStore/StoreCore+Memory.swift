@@ -32,15 +32,22 @@ extension StoreCore {
         }
         chunks[chunk] = Chunk(
             key: key, parent: parent, root: root, space: space.handle, firstShard: first)
-        index.insert(chunk, key: key, chunks)
-        policy.insert(chunk, group: space.group)
-        spaces[space.handle]!.chunkCount += 1
-        roots[Int(root)].chunkCount += 1
-        link(chunk)
+        enter(chunk, space)
         return chunk
     }
 
-    private mutating func allocate(_ length: Int, owner: UInt32) -> UInt32? {
+    /// Puts a new chunk into the index, among its parent's children, and under its root and space.
+    mutating func enter(_ chunk: UInt32, _ space: SpaceState) {
+        let entry = chunks[chunk]
+        if entry.parent != Chunk.none { chunks[chunk].number = chunks[entry.parent].number + 1 }
+        index.insert(chunk, key: entry.key, chunks)
+        policy.insert(chunk, group: space.group)
+        spaces[space.handle]!.chunkCount += 1
+        roots[Int(entry.root)].chunkCount += 1
+        link(chunk)
+    }
+
+    mutating func allocate(_ length: Int, owner: UInt32) -> UInt32? {
         while true {
             if let page = allocator.allocate(pages: length, owner: owner, worth: policy.worthNow) {
                 return page
@@ -68,13 +75,74 @@ extension StoreCore {
                 // A shard's extent stands for its chunk, which may stand there several times, or be
                 // gone with an ancestor.
                 for owner in place where isMovable(owner) {
-                    counters.chunksEvictedForOtherLength += removeSubtree(owner, fate: .evicted)
+                    counters.chunksEvictedForOtherLength += evict(owner)
                 }
                 return true
             }
         }
         guard let victim else { return false }
-        removeSubtree(victim, fate: .evicted)
+        switch prepareEviction(victim) {
+        case .mayGo: evict(victim)
+        case .isWritten: break
+        case .mustStay: return false
+        }
+        return true
+    }
+
+    /// Takes a chunk's memory; what no disk has is gone, with all that follows it.
+    ///
+    /// - Returns: how many chunks lost their memory or are gone.
+    @discardableResult
+    private mutating func evict(_ chunk: UInt32) -> Int {
+        guard chunks[chunk].disk == .written else {
+            if hasDisks { counters.chunksEvictedUnwritten += 1 }
+            return removeSubtree(chunk, fate: .evicted)
+        }
+        releaseMemory(of: chunk)
+        counters.chunksEvicted += 1
+        return 1
+    }
+
+    /// Frees the extents of a chunk that a disk has and nobody reads.
+    mutating func releaseMemory(of chunk: UInt32) {
+        precondition(chunks[chunk].pins == 0, "somebody reads what is evicted")
+        cancelChecks(of: chunk)
+        freeExtents(of: chunk)
+        becameAbsent(chunk)
+        updateEvictable(chunk)
+    }
+
+    /// The chunk's extents are free.
+    mutating func becameAbsent(_ chunk: UInt32) {
+        chunks[chunk].memory = .absent
+        if chunks[chunk].state == .sealed { disk.absentCount += 1 }
+        let parent = chunks[chunk].parent
+        if parent == Chunk.none { return }
+        chunks[parent].residentChildren -= 1
+        updateEvictable(parent)
+    }
+
+    /// Gives an absent chunk extents; false, and nothing changed but evictions, when there is no
+    /// room. The chunk must be pinned, so that it is not among what is evicted.
+    mutating func makeResident(_ chunk: UInt32) -> Bool {
+        let entry = chunks[chunk]
+        precondition(entry.memory == .absent && entry.pins > 0, "absent and pinned")
+        var pages: [UInt32] = []
+        for length in spaces[entry.space]!.shardPages {
+            guard let page = allocate(length, owner: chunk) else {
+                for page in pages { allocator.free(page: page) }
+                return false
+            }
+            pages.append(page)
+        }
+        for (shard, page) in pages.enumerated() {
+            shards[entry.firstShard + UInt32(shard)].page = page
+        }
+        chunks[chunk].memory = .loading
+        if entry.parent != Chunk.none {
+            chunks[entry.parent].residentChildren += 1
+            updateEvictable(entry.parent)
+        }
         return true
     }
 
@@ -84,6 +152,8 @@ extension StoreCore {
 
     /// Whether a chunk, and so all its descendants, may go.
     func isMovable(_ chunk: UInt32) -> Bool {
-        chunks[chunk].state == .sealed && chunks[chunk].pins == 0
+        let entry = chunks[chunk]
+        return entry.state == .sealed && entry.pins == 0 && entry.memory == .resident
+            && !isAwaitedOnDisk(chunk)
     }
 }

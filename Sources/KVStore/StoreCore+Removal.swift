@@ -37,10 +37,11 @@ extension StoreCore {
         }
     }
 
-    /// Leaves that nobody holds may be evicted, and nothing else.
+    /// What nobody holds and no chunk in memory follows may be evicted, and nothing else.
     func isEvictable(_ chunk: UInt32) -> Bool {
         let entry = chunks[chunk]
-        return entry.state == .sealed && entry.pins == 0 && entry.firstChild == Chunk.none
+        return entry.state == .sealed && entry.pins == 0 && entry.memory == .resident
+            && entry.residentChildren == 0
     }
 
     mutating func updateEvictable(_ chunk: UInt32) {
@@ -60,6 +61,7 @@ extension StoreCore {
             roots[Int(entry.root)].firstChild = chunk
         } else {
             chunks[entry.parent].firstChild = chunk
+            if entry.memory != .absent { chunks[entry.parent].residentChildren += 1 }
             updateEvictable(entry.parent)
         }
     }
@@ -81,6 +83,7 @@ extension StoreCore {
         chunks[chunk].nextSibling = Chunk.none
         chunks[chunk].previousSibling = Chunk.none
         if entry.parent == Chunk.none { return }
+        if entry.memory != .absent { chunks[entry.parent].residentChildren -= 1 }
         if entry.pins > 0 { unpin(entry.parent) } else { updateEvictable(entry.parent) }
     }
 
@@ -118,6 +121,9 @@ extension StoreCore {
         count(fate, of: entry)
         unlink(chunk)
         policy.remove(chunk)
+        if entry.disk == .written { forgetPlaces(of: chunk) }
+        leaveDiskQueue(chunk)
+        if entry.memory == .absent { disk.absentCount -= 1 }
         let space = entry.space
         let root = entry.root
         spaces[space]!.chunkCount -= 1
@@ -148,6 +154,8 @@ extension StoreCore {
         case .expired: counters.chunksExpired += 1
         case .damaged: counters.chunksDamaged += 1
         case .writerGaveUp: counters.chunksAbandoned += 1
+        case .evictedFromDisk: counters.chunksEvictedFromDisk += 1
+        case .unreadable: counters.chunksUnreadable += 1
         }
     }
 
@@ -161,13 +169,12 @@ extension StoreCore {
         }
     }
 
-    private mutating func freeExtents(of chunk: UInt32) {
+    /// Frees the extents that the chunk has, if any.
+    mutating func freeExtents(of chunk: UInt32) {
         let entry = chunks[chunk]
+        if entry.memory == .absent { return }
         for shard in 0..<UInt32(spaces[entry.space]!.shardPages.count) {
             allocator.free(page: shards[entry.firstShard + shard].page)
-        }
-        if entry.state == .doomed {
-            spaces[entry.space]!.chunkCount -= 1
         }
     }
 
@@ -175,6 +182,7 @@ extension StoreCore {
     private mutating func vacate(_ chunk: UInt32) {
         cancelChecks(of: chunk)
         let entry = chunks[chunk]
+        if entry.state == .doomed { spaces[entry.space]!.chunkCount -= 1 }
         let count = spaces[entry.space]!.shardPages.count
         vacantShards[count, default: []].append(entry.firstShard)
         chunks[chunk].state = .vacant

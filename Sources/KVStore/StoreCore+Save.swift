@@ -103,6 +103,7 @@ extension StoreCore {
         }
         for chunk in lease.kept.reversed() { pin(chunk) }
         touch(lease.kept)
+        if let last = lease.kept.last { admitUsed(last) }
 
         var result = Reservation(lease: id, states: [], extents: [], reason: "")
         result.states.reserveCapacity(keys.count)
@@ -284,6 +285,7 @@ extension StoreCore {
     private mutating func seal(_ chunk: UInt32, writer: SessionID) {
         writers[chunk] = nil
         chunks[chunk].state = .sealed
+        chunks[chunk].usedSeconds = currentSeconds
         chunks[chunk].writerName = writerName(sessions[writer]!.name)
         let entry = chunks[chunk]
         let space = spaces[entry.space]!
@@ -292,6 +294,7 @@ extension StoreCore {
         for shard in space.shardPages.indices where isSampled() { startCheck(chunk, shard: shard) }
         unpin(chunk)
         if entry.parent == Chunk.none || chunks[entry.parent].isVisible { makeVisible(chunk) }
+        admitSealed(chunk)
     }
 
     /// The chunk can be matched from now on, and so can sealed descendants that waited for it.

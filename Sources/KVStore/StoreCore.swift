@@ -1,6 +1,8 @@
 internal import KVArena
+package import KVDisk
 package import KVIdentity
 package import KVPolicy
+package import KVTier
 
 /// The state machine at the heart of Kvasir: index, holds, leases, memory, eviction.
 ///
@@ -10,7 +12,7 @@ package import KVPolicy
 /// simulator run exactly this code.
 ///
 /// Files: this one has the state, sessions and spaces; `+Load`, `+Save`, `+Memory` (eviction),
-/// `+Removal`, `+Deadlines`, `+Checks` and `+Housekeeping` have the calls.
+/// `+Removal`, `+Deadlines`, `+Checks` and `+Housekeeping` have the calls, `Disk/` what disks add.
 package struct StoreCore: ~Copyable {
     /// What the core is made with.
     package struct Configuration: Sendable {
@@ -22,11 +24,21 @@ package struct StoreCore: ~Copyable {
         package var checkOneIn: Int
         /// Mixed into the index, and the seed of the sampling of checks.
         package var secret: (UInt64, UInt64)
+        /// Which chunks go to disk.
+        package var admission: DiskAdmission
+        /// Added to `now` in milliseconds it gives the milliseconds since 1970.
+        package var wallOffsetMs: UInt64
+        /// Bytes that go to one disk before the next one has its turn.
+        package var diskTurnBytes: Int
 
         package init(
             arenaBytes: Int, slabBytes: Int? = nil, checkOneIn: Int = 64,
-            secret: (UInt64, UInt64)
+            secret: (UInt64, UInt64), admission: DiskAdmission = .all, wallOffsetMs: UInt64 = 0,
+            diskTurnBytes: Int = 8 << 20
         ) {
+            self.admission = admission
+            self.wallOffsetMs = wallOffsetMs
+            self.diskTurnBytes = diskTurnBytes
             self.arenaBytes = arenaBytes
             self.slabBytes = slabBytes
             self.checkOneIn = checkOneIn
@@ -38,6 +50,13 @@ package struct StoreCore: ~Copyable {
     package enum Effect: Sendable, Equatable {
         /// Hash the bytes of an extent and report with `checkCompleted`.
         case check(job: UInt64, offset: UInt64, length: UInt64)
+        /// The same for bytes that go to a disk; what pads the extent to whole pages is to be made
+        /// zeros.
+        case prepare(job: UInt64, offset: UInt64, length: UInt64)
+        /// Have a disk do this and report with `diskCompleted`.
+        case io(volume: Int, LogRequest)
+        /// All that was sealed or dropped before `sync` is durable, or why it is not.
+        case synced(ticket: UInt64, fault: TierFault?)
         /// Nothing of this read lease is pending any more.
         case leaseReady(UInt64)
         /// Tell the operator.
@@ -106,6 +125,7 @@ package struct StoreCore: ~Copyable {
     var pinnedBytes = 0
     var quarantinedPages = 0
     var doomedCount = 0
+    var disk = DiskState()
 
     /// What has to happen outside, in order; whoever drives the core takes and empties it after
     /// each call.
@@ -148,7 +168,7 @@ package struct StoreCore: ~Copyable {
             arenaReadyBytes: allocator.readySlabs * allocator.slabPages * ExtentAllocator.pageBytes,
             usedBytes: allocator.usedPages * ExtentAllocator.pageBytes,
             quarantinedBytes: quarantinedPages * ExtentAllocator.pageBytes,
-            pinnedBytes: pinnedBytes)
+            pinnedBytes: pinnedBytes, disk: diskGauges)
     }
 }
 
@@ -247,6 +267,15 @@ extension StoreCore {
             sessions[id]!.spaces.insert(handle)
             return (handle, digest)
         }
+        let handle = try enter(space)
+        spaces[handle]!.openSessions.insert(id)
+        sessions[id]!.spaces.insert(handle)
+        return (handle, digest)
+    }
+
+    /// Makes a space known that is not. - Returns: its handle.
+    mutating func enter(_ space: CacheSpace) throws(StoreError) -> UInt32 {
+        let digest = space.id
         let pages = space.shardBytes.map { ExtentAllocator.pages(forBytes: $0) }
         for (shard, count) in pages.enumerated() where !allocator.canHold(extentPages: count) {
             throw StoreError(
@@ -285,11 +314,10 @@ extension StoreCore {
             for length in Set(pages) { groupsByLength[length, default: []].append(group) }
         }
         spaces[handle] = SpaceState(
-            handle: handle, space: space, id: digest, shardPages: pages, group: group,
-            openSessions: [id])
+            handle: handle, space: space, id: digest, shardPages: pages, group: group)
         spaceHandles[digest] = handle
-        sessions[id]!.spaces.insert(handle)
-        return (handle, digest)
+        tellDisks(of: space)
+        return handle
     }
 
     /// What is known of every space, by handle.
@@ -319,6 +347,7 @@ extension StoreCore {
         }
         spaces[handle] = nil
         spaceHandles[space.id] = nil
+        for volume in disk.volumes.indices { disk.volumes[volume].log.forget(space: space.id) }
         if spaces.values.contains(where: { $0.group == space.group }) { return }
         groups[space.shardPages] = nil
         vacantGroups.append(space.group)

@@ -35,6 +35,32 @@ public struct StoreCounters: Sendable, Equatable {
     public var checksumsCompared = 0
     /// Checks not made because too many were waiting.
     public var checksSkipped = 0
+    /// Matched keys whose chunk was only on a disk.
+    public var matchedKeysOnDisk = 0
+    /// Chunks written to a disk, their bytes, and writes that failed.
+    public var chunksWritten = 0
+    public var bytesWritten = 0
+    public var chunkWritesFailed = 0
+    /// Of the chunks written, those that were moved to keep them, because their segment was
+    /// wanted; and their bytes.
+    public var chunksMoved = 0
+    public var bytesMoved = 0
+    /// Chunks read from a disk into memory, their bytes, those that somebody waited for, and those
+    /// that no memory could be had for.
+    public var chunksLoaded = 0
+    public var bytesLoaded = 0
+    public var chunksLoadedWaitedFor = 0
+    public var chunksRefusedLoad = 0
+    /// Chunks that a disk did not give back: it failed, or gave back other bytes.
+    public var chunksUnreadable = 0
+    /// Chunks gone from memory before a disk had them.
+    public var chunksEvictedUnwritten = 0
+    /// Chunks that lost their place on a disk with their segment, and are in memory only.
+    public var chunksLeftToMemory = 0
+    /// Chunks gone with their segment, and those that followed them.
+    public var chunksEvictedFromDisk = 0
+    /// Chunks found on disk at the start.
+    public var chunksRecovered = 0
 }
 
 /// What the store holds at this moment.
@@ -53,4 +79,30 @@ public struct StoreGauges: Sendable, Equatable {
     public var usedBytes = 0
     public var quarantinedBytes = 0
     public var pinnedBytes = 0
+    /// What the disks hold.
+    public var disk = DiskGauges()
+}
+
+/// What the disk tier holds at this moment.
+public struct DiskGauges: Sendable, Equatable {
+    /// Directories.
+    public var disks = 0
+    /// Those of them whose content is still being read after the start.
+    public var disksRecovering = 0
+    /// Those that take no writes for now, after faults.
+    public var disksSuspended = 0
+    /// Chunks that a disk has, and those among them that are not in memory.
+    public var chunksOnDisk = 0
+    public var chunksOnDiskOnly = 0
+    /// Chunks that wait to be written, that are being written, and that are being read.
+    public var chunksWaiting = 0
+    public var chunksBeingWritten = 0
+    public var chunksLoading = 0
+    /// Bytes of all files, of what chunks use in them, and the most they may have.
+    public var diskBytes = 0
+    /// Segments that were used again although a sync of what was moved from them had failed,
+    /// because there was no other room: after a loss of power something may be missing.
+    public var unsafeReuses = 0
+    public var diskLiveBytes = 0
+    public var diskLimitBytes = 0
 }

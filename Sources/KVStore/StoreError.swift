@@ -23,6 +23,10 @@ public struct StoreError: Error, Sendable, Hashable, CustomStringConvertible {
         public static let limit = Code(description: "KVLIMIT")
         /// Something did not happen in time.
         public static let timeout = Code(description: "KVTIMEOUT")
+        /// A disk failed.
+        public static let disk = Code(description: "KVDISK")
+        /// Another store uses the directory.
+        public static let diskInUse = Code(description: "KVDISKINUSE")
         /// The tier that the call needs is not configured.
         public static let noTier = Code(description: "KVNOTIER")
     }

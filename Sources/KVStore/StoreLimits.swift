@@ -12,6 +12,8 @@ public enum StoreLimits {
     public static let chunksHeldPerSession = 1 << 22
     /// Checks that wait for a thread; beyond it none is started that nobody waits for.
     package static let waitingChecks = 4_096
+    /// Syncs under way at a time.
+    public static let waitingSyncs = 1_024
     /// The longest time a hold or lease can be asked for, in milliseconds (one hour).
     public static let leaseMs: UInt64 = 3_600_000
     /// The longest time to live or pin, in milliseconds (a year).

@@ -90,6 +90,17 @@ public final class StoreSession: Sendable {
         return try lease.settle(found.extents) ? lease : nil
     }
 
+    /// Starts to move the leading keys that are only on a disk into memory, and does not wait.
+    ///
+    /// - Returns: how many leading keys are in memory or on their way there now.
+    @discardableResult
+    public func prefetch(_ space: Space, root: Root, keys: [Digest]) throws(StoreError) -> Int {
+        try store.withCore { core, now throws(StoreError) in
+            try core.prefetch(
+                space: space.handle, root: root.digest, keys: keys, session: id, now: now)
+        }
+    }
+
     /// Claims memory for the chunks that are not there yet, evicting others if need be.
     ///
     /// `keys` start at chunk 0, or follow `parent`.

@@ -6,7 +6,9 @@ import Testing
 /// Events for each seed; `KVASIR_SIMULATION_EVENTS` makes it longer, `KVASIR_SEED` repeats a
 /// failing run.
 private let events =
-    ProcessInfo.processInfo.environment["KVASIR_SIMULATION_EVENTS"].flatMap { Int($0) } ?? 40_000
+    ProcessInfo.processInfo.environment["KVASIR_SIMULATION_EVENTS"].flatMap { Int($0) }
+    ?? usualEvents
+private let usualEvents = 40_000
 private let seeds: [UInt64] =
     ProcessInfo.processInfo.environment["KVASIR_SEED"].flatMap { UInt64($0) }.map { [$0] }
     ?? (0..<3).map { _ in UInt64.random(in: 1...UInt64.max / 2) }
@@ -35,10 +37,12 @@ struct SimulationTests {
             Issue.record("KVASIR_SEED=\(seed) event \(simulation.eventCount): \(error)")
             return
         }
-        #expect(simulation.bytesRead > 0, "seed \(seed): nobody read anything")
-        #expect(simulation.hitCount > 0, "seed \(seed): nothing ever matched")
         let counters = simulation.core.counters
         #expect(counters.chunksDamaged == 0, "seed \(seed): bytes changed under a seal")
+        // A short run need not have seen everything.
+        if events < usualEvents { return }
+        #expect(simulation.bytesRead > 0, "seed \(seed): nobody read anything")
+        #expect(simulation.hitCount > 0, "seed \(seed): nothing ever matched")
         if hasPressure {
             #expect(
                 counters.chunksEvicted > 0 && counters.chunksRefusedFull > 0,

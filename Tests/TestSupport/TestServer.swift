@@ -8,20 +8,29 @@ internal import Synchronization
 /// A real server in this process, on a socket of its own, for as long as this object lives.
 package final class TestServer: Sendable {
     package let socket: String
+    /// The directory of the disk tier.
+    package let disk: String
     private let directory: String
     private let server: Mutex<Server?>
     private let thread: Mutex<pthread_t?>
     private let store: Mutex<Store>
     private let configuration: Store.Configuration
 
-    package init(memoryBytes: Int = 8 << 20, verifyOneIn: Int = 64) throws {
+    /// - Parameter diskBytes: of a disk tier in the server's own directory; nil for memory alone.
+    package init(
+        memoryBytes: Int = 8 << 20, verifyOneIn: Int = 64, diskBytes: Int? = nil
+    ) throws {
         var template = Array("/tmp/kvasir-test-XXXXXX".utf8CString)
         guard let made = mkdtemp(&template) else { throw TestServerError("no directory in /tmp") }
         directory = String(cString: made)
         socket = directory + "/kvasir.sock"
         var logger = Logger(label: "test")
         logger.logLevel = .critical
-        configuration = .init(memoryBytes: memoryBytes, verifyOneIn: verifyOneIn, logger: logger)
+        let path = directory + "/disk"
+        disk = path
+        let disks = diskBytes.map { [DiskConfiguration(directory: path, byteCount: $0)] } ?? []
+        configuration = .init(
+            memoryBytes: memoryBytes, verifyOneIn: verifyOneIn, disks: disks, logger: logger)
         store = Mutex(try Store(configuration))
         server = Mutex(nil)
         thread = Mutex(nil)
@@ -33,10 +42,10 @@ package final class TestServer: Sendable {
     /// - Parameter isEmpty: with a new store, as a new process has it, instead of the one before.
     package func start(isEmpty: Bool = false) throws {
         if isEmpty {
-            let fresh = try Store(configuration)
-            store.withLock { store in
+            try store.withLock { store in
+                // First, because a directory has one user.
                 store.stop()
-                store = fresh
+                store = try Store(configuration)
             }
         }
         let store = store.withLock { $0 }
@@ -74,7 +83,20 @@ package final class TestServer: Sendable {
         store.withLock { $0.stop() }
         unlink(socket)
         unlink(socket + ".lock")
+        removeDisk()
         rmdir(directory)
+    }
+
+    private func removeDisk() {
+        guard let entries = opendir(disk) else { return }
+        while let entry = readdir(entries) {
+            // In place: an entry is shorter than the type says.
+            let start = UnsafeRawPointer(entry) + MemoryLayout<dirent>.offset(of: \.d_name)!
+            let name = String(cString: start.assumingMemoryBound(to: CChar.self))
+            unlink("\(disk)/\(name)")
+        }
+        closedir(entries)
+        rmdir(disk)
     }
 
     package func client(timeoutMs: Int = 5_000, session: String? = nil, isReadOnly: Bool = false)

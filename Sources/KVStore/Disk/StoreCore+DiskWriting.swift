@@ -1,0 +1,268 @@
+internal import KVArena
+internal import KVDisk
+internal import KVIdentity
+internal import KVTier
+
+// Write-behind: sealed chunks wait in a queue, and so many of them as a share of the arena allows
+// are on their way to disks. Those that wait can be evicted, so saves never wait for a disk; what
+// memory loses before a disk has it is counted.
+
+extension StoreCore {
+    private var mayStartWrite: Bool {
+        disk.bytesUnderWay < configuration.arenaBytes / Self.writingShareOfArena
+            && disk.writes.count < Self.writesUnderWay
+    }
+
+    // MARK: Admission
+
+    /// A chunk was sealed.
+    mutating func admitSealed(_ chunk: UInt32) {
+        if configuration.admission == .all { enqueueForDisk(chunk) }
+    }
+
+    /// A sealed chunk, and so all that it follows, was used once more.
+    ///
+    /// With `all`, too: what failed, or lost its place on the disk, is written again.
+    mutating func admitUsed(_ chunk: UInt32) {
+        if !hasDisks || configuration.admission == .eviction { return }
+        var next = chunk
+        while next != Chunk.none {
+            if chunks[next].disk == .none { enqueueForDisk(next) }
+            next = chunks[next].parent
+        }
+    }
+
+    /// What is to be done with a chunk that is about to lose its memory.
+    enum BeforeEviction {
+        case mayGo
+        /// It is on its way to a disk now; another one may go meanwhile.
+        case isWritten
+        /// Somebody waits for it to be durable, and it can't be written yet.
+        case mustStay
+    }
+
+    mutating func prepareEviction(_ chunk: UInt32) -> BeforeEviction {
+        if !hasDisks || chunks[chunk].disk == .written { return .mayGo }
+        let isAwaited = isAwaitedOnDisk(chunk)
+        let isAdmitted = configuration.admission == .eviction && isAcceptedByDisks(chunk)
+        if !isAwaited && !isAdmitted { return .mayGo }
+        guard mayStartWrite, let volume = volumeThatTakesWrites() else {
+            return isAwaited ? .mustStay : .mayGo
+        }
+        let serial = disk.waiting[chunk] ?? disk.nextSerial()
+        leaveDiskQueue(chunk)
+        startWrite(chunk, volume: volume, serial: serial, isMove: false)
+        return .isWritten
+    }
+
+    /// Whether somebody waits for it to be durable, so that it must not get lost meanwhile.
+    func isAwaitedOnDisk(_ chunk: UInt32) -> Bool {
+        chunks[chunk].disk == .waiting && !disk.syncs.isEmpty
+    }
+
+    /// Puts a chunk, and what it follows, into the queue, unless a disk has it or gets it.
+    mutating func enqueueForDisk(_ chunk: UInt32) {
+        if !hasDisks { return }
+        var run: [UInt32] = []
+        var next = chunk
+        // What comes first in a prompt goes first: without it the rest can't be found.
+        while next != Chunk.none, chunks[next].disk == .none, chunks[next].state == .sealed,
+            chunks[next].memory == .resident, isAcceptedByDisks(next)
+        {
+            run.append(next)
+            next = chunks[next].parent
+        }
+        for chunk in run.reversed() {
+            chunks[chunk].disk = .waiting
+            let serial = disk.nextSerial()
+            disk.waiting[chunk] = serial
+            disk.queue.append((chunk, serial))
+        }
+        compactDiskQueue()
+    }
+
+    /// Forgets those in the queue that don't wait any more, if they are most of it.
+    private mutating func compactDiskQueue() {
+        if disk.queue.count - disk.queueHead <= 2 * disk.waiting.count + 1024 { return }
+        disk.queue = disk.queue[disk.queueHead...].filter { disk.waiting[$0.chunk] == $0.serial }
+        disk.queueHead = 0
+    }
+
+    private func isAcceptedByDisks(_ chunk: UInt32) -> Bool {
+        spaces[chunks[chunk].space]!.space.shardBytes.allSatisfy { bytes in
+            disk.volumes.allSatisfy { $0.log.accepts(byteCount: bytes) }
+        }
+    }
+
+    /// It stands in the queue no more, if it did.
+    mutating func leaveDiskQueue(_ chunk: UInt32) {
+        guard chunks[chunk].disk == .waiting else { return }
+        chunks[chunk].disk = .none
+        disk.waiting[chunk] = nil
+    }
+
+    // MARK: Writing
+
+    /// Starts as many writes as may be under way.
+    mutating func pumpWrites() {
+        while mayStartWrite {
+            guard let next = firstInQueue(), let volume = volumeThatTakesWrites() else { return }
+            popQueue()
+            disk.waiting[next.chunk] = nil
+            startWrite(next.chunk, volume: volume, serial: next.serial, isMove: false)
+        }
+    }
+
+    /// The first in the queue that is still to be written.
+    mutating func firstInQueue() -> (chunk: UInt32, serial: UInt64)? {
+        while disk.queueHead < disk.queue.count {
+            let next = disk.queue[disk.queueHead]
+            if disk.waiting[next.chunk] == next.serial { return next }
+            popQueue()
+        }
+        return nil
+    }
+
+    private mutating func popQueue() {
+        disk.queueHead += 1
+        if disk.queueHead == disk.queue.count
+            || (disk.queueHead >= 1024 && disk.queueHead * 2 >= disk.queue.count)
+        {
+            disk.queue.removeFirst(disk.queueHead)
+            disk.queueHead = 0
+        }
+    }
+
+    /// Whose turn it is: disks take turns of ``Configuration/diskTurnBytes``, so that neighbours
+    /// mostly stay neighbours; those that take no writes are passed over.
+    mutating func volumeThatTakesWrites() -> Int? {
+        let count = disk.volumes.count
+        if disk.turnBytes >= configuration.diskTurnBytes {
+            disk.nextVolume = (disk.nextVolume + 1) % count
+            disk.turnBytes = 0
+        }
+        for step in 0..<count {
+            let volume = (disk.nextVolume + step) % count
+            if disk.volumes[volume].log.takesWrites(now: currentTime) { return volume }
+        }
+        return nil
+    }
+
+    /// Has a resident chunk hashed and written.
+    mutating func startWrite(_ chunk: UInt32, volume: Int, serial: UInt64, isMove: Bool) {
+        let space = spaces[chunks[chunk].space]!
+        chunks[chunk].disk = .writing
+        chunks[chunk].volume = UInt8(volume)
+        pin(chunk)
+        disk.writes[chunk] = DiskWrite(
+            serial: serial, shardsMissing: space.shardPages.count, isMove: isMove)
+        disk.bytesUnderWay += space.chunkBytes
+        disk.turnBytes += space.chunkBytes
+        for shard in space.shardPages.indices {
+            start(Check(chunk: chunk, shard: shard, purpose: .write))
+        }
+    }
+
+    /// A shard's checksum is there: it goes to the disk now.
+    mutating func prepared(_ check: Check, checksum: UInt64) {
+        let entry = chunks[check.chunk]
+        let record = entry.firstShard + UInt32(check.shard)
+        var isGood = entry.state == .sealed && disk.writes[check.chunk]!.fault == nil
+        if shards[record].hasChecksum {
+            counters.checksumsCompared += 1
+            if shards[record].checksum != checksum, isGood {
+                reportDamage(check.chunk)
+                removeSubtree(check.chunk, fate: .damaged)
+                isGood = false
+            }
+        } else {
+            counters.checksumsMade += 1
+            shards[record].hasChecksum = true
+            shards[record].checksum = checksum
+        }
+        guard isGood else {
+            shardEnded(check.chunk, fault: nil)
+            return
+        }
+        let space = spaces[entry.space]!
+        disk.volumes[Int(entry.volume)].log.write(
+            TierRecord(
+                key: entry.key,
+                parent: entry.parent == Chunk.none ? nil : chunks[entry.parent].key,
+                space: space.id, root: roots[Int(entry.root)].digest,
+                shard: UInt32(check.shard), chunkIndex: entry.number,
+                byteCount: space.space.shardBytes[check.shard], checksum: checksum,
+                expiresMs: expiryMs(of: check.chunk)),
+            from: tierExtent(of: check.chunk, shard: check.shard),
+            owner: Self.owner(check.chunk, shard: check.shard),
+            isMove: disk.writes[check.chunk]!.isMove, now: currentTime)
+    }
+
+    /// When the chunk expires by the clock on the wall; 0 for never.
+    private func expiryMs(of chunk: UInt32) -> UInt64 {
+        timesToLive[chunk].map { $0 / 1_000_000 + configuration.wallOffsetMs } ?? 0
+    }
+
+    mutating func written(_ owner: UInt64, _ place: TierPlace) {
+        let (chunk, shard) = Self.chunk(ofOwner: owner)
+        shards[chunks[chunk].firstShard + UInt32(shard)].place = place
+        disk.writes[chunk]!.placedShards.append(shard)
+        shardEnded(chunk, fault: nil)
+    }
+
+    mutating func writeFailed(_ owner: UInt64, _ fault: TierFault) {
+        shardEnded(Self.chunk(ofOwner: owner).chunk, fault: fault)
+    }
+
+    private mutating func shardEnded(_ chunk: UInt32, fault: TierFault?) {
+        disk.writes[chunk]!.shardsMissing -= 1
+        if let fault { disk.writes[chunk]!.fault = fault }
+        if disk.writes[chunk]!.shardsMissing == 0 { writeEnded(chunk) }
+    }
+
+    private mutating func writeEnded(_ chunk: UInt32) {
+        let write = disk.writes.removeValue(forKey: chunk)!
+        let entry = chunks[chunk]
+        let space = spaces[entry.space]!
+        disk.bytesUnderWay -= space.chunkBytes
+        let isWhole = write.placedShards.count == space.shardPages.count
+        if isWhole, entry.state == .sealed {
+            chunks[chunk].disk = .written
+            chunks[chunk].isHot = false
+            disk.writtenCount += 1
+            counters.chunksWritten += 1
+            counters.bytesWritten += space.space.chunkBytes
+            if write.isMove {
+                counters.chunksMoved += 1
+                counters.bytesMoved += space.space.chunkBytes
+            }
+        } else {
+            // What arrived of it is of no use.
+            for shard in write.placedShards {
+                disk.volumes[Int(entry.volume)].log.forget(
+                    shards[entry.firstShard + UInt32(shard)].place,
+                    length: space.shardPages[shard] * ExtentAllocator.pageBytes)
+            }
+            chunks[chunk].disk = .none
+        }
+        if let fault = write.fault { writeFailed(chunk, write, fault) }
+        unpin(chunk)
+    }
+
+    private mutating func writeFailed(_ chunk: UInt32, _ write: DiskWrite, _ fault: TierFault) {
+        counters.chunkWritesFailed += 1
+        for ticket in disk.syncs.keys where disk.syncs[ticket]!.serial >= write.serial {
+            disk.syncs[ticket]!.fault = fault
+        }
+        // Tried again when the disk takes writes again; by who moves it, if somebody does.
+        let mover = disk.reclaims.firstIndex { $0.pinned[chunk] != nil }
+        if let mover {
+            // Room does not come by waiting: what is moved may be what takes it.
+            if fault.code == TierFault.noRoom {
+                disk.reclaims[mover].pinned[chunk] = Self.attemptsToMove
+            }
+        } else if chunks[chunk].state == .sealed {
+            enqueueForDisk(chunk)
+        }
+    }
+}

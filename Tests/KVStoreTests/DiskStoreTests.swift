@@ -1,0 +1,220 @@
+import Foundation
+import KVIdentity
+import KVStore
+import Logging
+import TestRandom
+import Testing
+
+/// Stores on real directories; what is decided is tested with simulated ones.
+@Suite("A store on a disk")
+struct DiskStoreTests {
+    /// A directory that goes with the object.
+    final class Directory {
+        let path = NSTemporaryDirectory() + "kvasir-disk-test-\(UUID().uuidString)"
+
+        deinit { try? FileManager.default.removeItem(atPath: path) }
+
+        var byteCount: Int {
+            let names = (try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []
+            return names.reduce(0) { sum, name in
+                var status = stat()
+                stat("\(path)/\(name)", &status)
+                return sum + Int(status.st_blocks) * 512
+            }
+        }
+    }
+
+    private let root = Root(key([1, 2]))
+    private let space: CacheSpace
+    private let directory = Directory()
+    private static let diskBytes = 64 << 20
+
+    init() throws { space = try makeSpace(shardBytes: [100_000]) }
+
+    private func open(
+        memoryBytes: Int = 4 << 20, diskBytes: Int = diskBytes, paths: [String]? = nil
+    ) throws -> Store {
+        var logger = Logger(label: "test")
+        logger.logLevel = .critical
+        let store = try Store(
+            .init(
+                memoryBytes: memoryBytes, verifyOneIn: 0,
+                disks: (paths ?? [directory.path]).map {
+                    DiskConfiguration(directory: $0, byteCount: diskBytes)
+                }, logger: logger))
+        #expect(store.waitUntilReady() && store.waitUntilRecovered())
+        return store
+    }
+
+    private func keys(_ prompt: UInt64, _ count: Int) -> [Digest] {
+        (0..<UInt64(count)).map { key([prompt, $0]) }
+    }
+
+    private func save(_ store: Store, _ keys: [Digest]) throws {
+        let session = store.session(name: "test")
+        let opened = try session.open(space)
+        let lease = try session.reserve(opened, root: root, keys: keys)
+        for position in lease.positions {
+            lease.withBytes(of: position) { bytes in
+                bytes.initializeMemory(
+                    as: UInt8.self, repeating: UInt8(truncatingIfNeeded: keys[position].words.0))
+            }
+        }
+        try lease.commit()
+    }
+
+    /// How many leading keys are there, with the right bytes.
+    private func load(_ store: Store, _ keys: [Digest]) throws -> Int {
+        let session = store.session(name: "test")
+        let opened = try session.open(space)
+        guard let lease = try session.read(opened, root: root, keys: keys) else { return 0 }
+        for place in 0..<lease.count {
+            let wanted = UInt8(truncatingIfNeeded: keys[place].words.0)
+            lease.withBytes(of: place) { bytes in
+                #expect(bytes.count == 100_000 && bytes.allSatisfy { $0 == wanted })
+            }
+        }
+        return lease.count
+    }
+
+    @Test("What was synced is there after a restart, and comes back byte for byte")
+    func restart() throws {
+        let keys = keys(1, 20)
+        let store = try open()
+        try save(store, keys)
+        try store.sync()
+        store.stop()
+
+        let again = try open()
+        #expect(again.counters.chunksRecovered == 20)
+        #expect(again.gauges.disk.chunksOnDiskOnly == 20)
+        #expect(try load(again, keys) == 20)
+        #expect(again.counters.chunksLoaded == 20)
+        again.stop()
+    }
+
+    @Test("What memory gives up comes back from disk; the files stay within the limit")
+    func moreThanMemory() throws {
+        let store = try open()
+        // 10 MB through 4 MiB of memory.
+        for prompt in 0..<5 as Range<UInt64> {
+            try save(store, keys(prompt, 20))
+            try store.sync()
+        }
+        for prompt in 0..<5 as Range<UInt64> { #expect(try load(store, keys(prompt, 20)) == 20) }
+        #expect(store.counters.chunksLoaded > 50)
+        store.stop()
+    }
+
+    @Test("The files stay within the limit, and what was used last stays in them")
+    func limitOfTheDisk() throws {
+        let limit = DiskConfiguration.smallestBytes
+        let store = try open(diskBytes: limit)
+        for prompt in 0..<20 as Range<UInt64> {
+            try save(store, keys(prompt, 20))
+            try store.sync()
+            #expect(directory.byteCount <= limit)
+        }
+        #expect(store.counters.chunksEvictedFromDisk > 0)
+        #expect(try load(store, keys(0, 20)) == 0)
+        #expect(try load(store, keys(18, 20)) == 20)
+        store.stop()
+        #expect(directory.byteCount <= limit)
+    }
+
+    @Test("What was dropped stays away after a restart")
+    func drops() throws {
+        let store = try open()
+        try save(store, keys(1, 10))
+        try save(store, keys(2, 10))
+        let session = store.session(name: "test")
+        try session.drop(session.open(space), root: root, keys: [keys(1, 10)[4]])
+        try store.sync()
+        store.stop()
+
+        let again = try open()
+        #expect(try load(again, keys(1, 10)) == 4)
+        #expect(try load(again, keys(2, 10)) == 10)
+        again.stop()
+    }
+
+    @Test("Prompts are spread over several directories, and found again")
+    func severalDirectories() throws {
+        let other = Directory()
+        let paths = [directory.path, other.path]
+        let store = try open(memoryBytes: 32 << 20, paths: paths)
+        // More than a turn of 8 MiB.
+        try save(store, keys(1, 200))
+        try store.sync()
+        store.stop()
+        #expect(directory.byteCount > 4 << 20 && other.byteCount > 4 << 20)
+
+        let again = try open(memoryBytes: 32 << 20, paths: paths)
+        #expect(try load(again, keys(1, 200)) == 200)
+        again.stop()
+    }
+
+    @Test("One store at a time: the second says so, and disturbs nothing")
+    func twoStores() throws {
+        let store = try open()
+        let error = #expect(throws: StoreError.self) { try open() }
+        #expect(error?.code == .diskInUse)
+        #expect(error?.message.contains(directory.path) == true)
+        try save(store, keys(1, 3))
+        try store.sync()
+        #expect(try load(store, keys(1, 3)) == 3)
+        store.stop()
+    }
+
+    @Test("Compacting gives files back and loses nothing")
+    func compacting() throws {
+        let store = try open()
+        for prompt in 0..<5 as Range<UInt64> {
+            try save(store, keys(prompt, 20))
+            try store.sync()
+        }
+        let session = store.session(name: "test")
+        for prompt in 0..<4 as Range<UInt64> {
+            try session.drop(session.open(space), root: root, keys: [keys(prompt, 20)[2]])
+        }
+        let before = store.gauges.disk.diskBytes
+        try store.compactDisks(below: 0.9)
+        #expect(store.gauges.disk.diskBytes < before)
+        for prompt in 0..<4 as Range<UInt64> { #expect(try load(store, keys(prompt, 20)) == 2) }
+        #expect(try load(store, keys(4, 20)) == 20)
+        store.stop()
+
+        let again = try open()
+        for prompt in 0..<4 as Range<UInt64> { #expect(try load(again, keys(prompt, 20)) == 2) }
+        #expect(try load(again, keys(4, 20)) == 20)
+        again.stop()
+    }
+
+    @Test("Limits of a disk: the smallest, and what no segment can be")
+    func limits() throws {
+        func code(_ disk: DiskConfiguration) -> StoreError.Code? {
+            do {
+                let store = try Store(.init(memoryBytes: 4 << 20, disks: [disk]))
+                store.stop()
+                return nil
+            } catch {
+                return (error as? StoreError)?.code
+            }
+        }
+        let least = DiskConfiguration.smallestBytes
+        #expect(code(.init(directory: directory.path, byteCount: least)) == nil)
+        #expect(code(.init(directory: directory.path, byteCount: least - 1)) == .argument)
+        #expect(
+            code(.init(directory: directory.path, byteCount: least, segmentBytes: 5000))
+                == .argument)
+        #expect(code(.init(directory: "/dev/null/disk", byteCount: least)) == .disk)
+    }
+
+    @Test("Without a disk nothing can be made durable")
+    func memoryOnly() throws {
+        let store = try Store(.init(memoryBytes: 4 << 20))
+        let error = #expect(throws: StoreError.self) { try store.sync() }
+        #expect(error?.code == .noTier)
+        store.stop()
+    }
+}
