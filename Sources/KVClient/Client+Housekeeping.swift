@@ -52,7 +52,7 @@ extension Client {
             })
     }
 
-    private static func fields(of reply: RESPValue) -> [String: RESPValue]? {
+    static func fields(of reply: RESPValue) -> [String: RESPValue]? {
         guard let pairs = reply.pairs else { return nil }
         var result: [String: RESPValue] = [:]
         for pair in pairs {
@@ -90,7 +90,11 @@ extension Client {
             })
     }
 
-    /// Has leading chunks brought to memory. - Returns: how many are there or on their way.
+    /// Has leading chunks brought from disk to memory, without a hold on them and without waiting.
+    ///
+    /// Counts as no use. It stops at the first chunk for which no memory can be had.
+    ///
+    /// - Returns: how many leading chunks are in memory or on their way there now.
     public func prefetch(_ space: CacheSpace, root: Root, keys: [Digest], timeoutMs: Int? = nil)
         throws(ClientError) -> Int
     {
@@ -143,10 +147,15 @@ extension Client {
         try drop(space, "SPACE", nil, timeoutMs)
     }
 
-    /// Returns once all that was sealed before is durable.
+    /// Returns once all that was sealed or dropped before is durable. Other requests go on meanwhile.
+    ///
+    /// - Throws: `KVNOTIER` when the server has no disk, `KVDISK` when a disk failed (nothing is said
+    ///   of durability then), `KVTIMEOUT` when it took longer than `timeoutMs`.
     public func sync(timeoutMs: Int = 60_000) throws(ClientError) {
-        let isOK = try requestAside(timeoutMs) { state, time throws(ClientError) in
-            try state.ask("KV.SYNC", arguments: 0, timeoutMs: time) { _ in }.text == "OK"
+        let isOK = try requestAside(timeoutMs + Self.graceMs) { state, time throws(ClientError) in
+            try state.ask("KV.SYNC", timeoutMs: time) {
+                $0.bulk(decimal: min(max(0, timeoutMs), Self.serverWaitMsMax))
+            }.text == "OK"
         }
         if !isOK { throw .badReply(to: "KV.SYNC") }
     }

@@ -23,7 +23,9 @@ extension Client {
         }
     }
 
-    /// How many of the leading `keys` are stored, and a hold on them if `holdMs` is given.
+    /// How many of the leading `keys` are stored, in memory or on disk, and a hold on them if `holdMs` is given.
+    ///
+    /// Counts as use. It brings nothing to memory: that does ``prefetch(_:root:keys:timeoutMs:)``, or an acquire on the hold.
     ///
     /// - Parameters:
     ///   - holdMs: how long the hold lasts at most.
@@ -50,12 +52,15 @@ extension Client {
                 let hold =
                     id == 0 ? nil : Hold(id: id, count: count, incarnation: state.incarnation)
                 return Match(
-                    count: count, locations: tiers.map { Location(rawValue: $0) ?? .memory },
+                    count: count, tiers: tiers.map { Tier(rawValue: $0) ?? .disk },
                     hold: hold)
             })
     }
 
     /// A read lease on one shard of held chunks: at once, some perhaps still pending.
+    ///
+    /// What is on disk only starts on its way to memory and is pending until it has arrived whole and its checksum was
+    /// compared. It is gone if no memory can be had for it, or the disk fails or gives back other bytes.
     ///
     /// - Parameters:
     ///   - first: of the hold's chunks.

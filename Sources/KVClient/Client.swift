@@ -38,6 +38,8 @@ public final class Client: Sendable {
     public static let timeoutMsMax = 3_600_000
     /// How much longer than the server we wait for a reply that it promised in time.
     static let graceMs = 1_000
+    /// The longest time that the server waits for anything.
+    static let serverWaitMsMax = 600_000
 
     /// The path of the server's socket.
     public let socketPath: String

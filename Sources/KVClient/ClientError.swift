@@ -51,6 +51,8 @@ public struct ClientError: Error, Hashable, Sendable, CustomStringConvertible {
         public static let limit = Code(rawValue: "KVLIMIT")
         /// The server: a wait ran out of time. The connection goes on.
         public static let waitTimeout = Code(rawValue: "KVTIMEOUT")
+        /// The server: a disk failed; the message says which and what to do.
+        public static let disk = Code(rawValue: "KVDISK")
         /// The server: the tier that the command needs is not configured.
         public static let noTier = Code(rawValue: "KVNOTIER")
     }

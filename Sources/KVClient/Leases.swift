@@ -1,27 +1,40 @@
 /// Where a chunk is.
-public enum Location: UInt8, Sendable {
+public enum Location: UInt8, Sendable, CaseIterable {
     /// Nowhere.
     case absent = 0
-    /// In the arena.
+    /// In the arena, and on no disk (yet).
     case memory = 1
-    /// On disk.
+    /// On a disk only.
     case disk = 2
-    /// In a shared store.
-    case remote = 3
-    /// At another Kvasir.
-    case peer = 4
+    /// In the arena and on a disk.
+    case memoryAndDisk = 3
+    /// On its way from a disk to the arena.
+    case loading = 4
     /// A writer has not committed it yet.
     case writing = 255
+}
+
+/// Where a matched chunk would be read from.
+public enum Tier: UInt8, Sendable, CaseIterable {
+    /// The arena: it can be read at once.
+    case memory = 1
+    /// A disk, or it is on its way from there: ``Client/acquire(_:shard:from:count:timeoutMs:)``
+    /// has it brought to the arena, and ``Client/wait(for:timeoutMs:)`` says when it is there.
+    case disk = 2
 }
 
 /// How much of a prompt is stored.
 public struct Match: Sendable {
     /// Leading keys that are sealed.
     public let count: Int
-    /// Where each of them is.
-    public let locations: [Location]
+    /// For each of them, where it would be read from. A tier that this client doesn't know counts
+    /// as ``Tier/disk``.
+    public let tiers: [Tier]
     /// Keeps them until read; nil unless asked for and something matched.
     public let hold: Hold?
+
+    /// How many leading chunks are in memory.
+    public var inMemoryCount: Int { tiers.firstIndex { $0 != .memory } ?? count }
 }
 
 /// Matched chunks that stay until they are read, the deadline, or the release.

@@ -6,9 +6,13 @@ struct Doctor: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Look whether this machine, its limits and the server are as Kvasir needs them.",
         discussion:
-            "Changes nothing. The exit status is 1 if there is a problem; warnings don't count.")
+            "Changes nothing, and looks at the disk tier as 'kvasir serve' with the same options and variables would use it. The exit status is 1 if there is a problem; warnings don't count."
+    )
 
     @OptionGroup var options: ClientOptions
+
+    @OptionGroup(title: "What the server is started with")
+    var diskOptions: DiskOptions
 
     @Flag(help: "Print JSON.")
     var json = false
@@ -21,7 +25,9 @@ struct Doctor: ParsableCommand {
 
     func run() throws {
         let server = ServerExamination(options: options)
-        let findings = server.findings + MachineExamination(serverAnswers: server.answers).findings
+        let machine = MachineExamination(serverAnswers: server.answers)
+        let disks = DiskExamination(diskOptions)
+        let findings = server.findings + machine.findings + disks.findings
         let isHealthy = !findings.contains { $0.level == .problem }
         if json {
             try JSONOutput.print(

@@ -69,7 +69,9 @@ struct ServerExamination {
                         "answers in \(Format.duration(Double(time))), pid \(version.processID), up "
                         + Format.age(version.uptimeMs)))
             findings.append(versions(version))
-            findings.append(arena(try client.stats()))
+            let values = try client.stats()
+            findings.append(arena(values))
+            findings.append(disks(values))
         } catch {
             let isAbsent = error.code == .notConnected && !error.message.hasPrefix("can't connect")
             findings.append(
@@ -101,6 +103,28 @@ struct ServerExamination {
                 remedy: "restart the server so that it runs what is installed")
         }
         return Finding(name: "versions", level: .fine, found: found)
+    }
+
+    private func disks(_ statistics: [Statistic]) -> Finding {
+        let values = Dictionary(statistics.map { ($0.name, $0.value) }) { first, _ in first }
+        let count = values["disks"] ?? 0
+        if count == 0 {
+            return Finding(name: "server's disks", level: .fine, found: "none: memory only")
+        }
+        var found = "\(Format.number(values["chunks_on_disk"] ?? 0)) chunks, "
+        found += "\(ByteCount(values["disk_live_bytes"] ?? 0)) in use of files of "
+        found += "\(ByteCount(values["disk_bytes"] ?? 0)), at most "
+        found += ByteCount(values["disk_limit_bytes"] ?? 0).description
+        if let suspended = values["disks_suspended"], suspended > 0 {
+            return Finding(
+                name: "server's disks", level: .problem,
+                found: found + "; \(suspended) of \(count) take no writes after faults",
+                remedy: "the server's log says which and why; it tries again by itself")
+        }
+        if let recovering = values["disks_recovering"], recovering > 0 {
+            found += "; \(recovering) of \(count) still being read after the start"
+        }
+        return Finding(name: "server's disks", level: .fine, found: found)
     }
 
     private func arena(_ statistics: [Statistic]) -> Finding {

@@ -15,7 +15,8 @@ struct Kvasir: ParsableCommand {
             """,
         version: KvasirVersion.current,
         subcommands: [
-            Demo.self, Serve.self, Ping.self, Stats.self, Doctor.self, Generate.self, Chat.self,
-            Evaluate.self, Bench.self, RawPeer.self, IndexChild.self, DemoEngine.self,
+            Demo.self, Serve.self, Ping.self, Stats.self, Chunks.self, Doctor.self, Disk.self,
+            Generate.self, Chat.self, Evaluate.self, Bench.self, RawPeer.self, IndexChild.self,
+            DemoEngine.self,
         ])
 }

@@ -10,8 +10,9 @@ struct Serve: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Keep KV caches in shared memory and serve them to engines on this host.",
         discussion: """
-            The memory is made at once and faulted in in the background; the server answers from the start. \
-            SIGTERM or Ctrl-C stops it.
+            The memory is made at once and faulted in in the background, and what a disk has from earlier is \
+            found in the background too; the server answers from the start. SIGTERM or Ctrl-C stops it; what is only \
+            in memory goes to disk before, for ten seconds at most.
             """)
 
     @Option(
@@ -31,6 +32,9 @@ struct Serve: ParsableCommand {
             "Size of the memory tier, e.g. 4GiB. [KVASIR_MEMORY] (default: a quarter of the machine's or control group's memory)",
             valueName: "size"))
     var memory: ByteCount?
+
+    @OptionGroup(title: "Disk tier")
+    var diskOptions: DiskOptions
 
     @Option(
         help: ArgumentHelp(
@@ -53,15 +57,7 @@ struct Serve: ParsableCommand {
         let settings = try resolve()
         var logger = Logger(label: "kvasir") { _ in LineLogHandler() }
         logger.logLevel = settings.level
-        let store: Store
-        do {
-            store = try Store(
-                Store.Configuration(
-                    memoryBytes: settings.memory?.bytes, verifyOneIn: settings.verifyOneIn,
-                    logger: logger))
-        } catch let error as StoreError {
-            throw CommandFailure(error.message)
-        }
+        let store = try open(settings, logger: logger)
         let server = Server(
             store: store,
             configuration: ServerConfiguration(
@@ -72,14 +68,52 @@ struct Serve: ParsableCommand {
                 "kvasir \(KvasirVersion.current) serves \(ByteCount(store.arena.byteCount)) on \(settings.socket) (pid \(ProcessInfo.processInfo.processIdentifier), \(ms) ms)"
             )
         }
+        flush(store, logger: logger)
         store.stop()
     }
+
+    private func open(_ settings: Settings, logger: Logger) throws -> Store {
+        if settings.plan.isDefault, settings.plan.disks.isEmpty {
+            logger.warning("no disk tier: this user has no home; name a directory with --disk")
+        }
+        var configuration = Store.Configuration(
+            memoryBytes: settings.memory?.bytes, verifyOneIn: settings.verifyOneIn,
+            disks: settings.plan.disks, diskAdmission: settings.plan.admission, logger: logger)
+        do {
+            do {
+                return try Store(configuration)
+            } catch let error as StoreError
+                where settings.plan.isDefault && (error.code == .disk || error.code == .diskInUse)
+            {
+                logger.warning("no disk tier: \(error.message)")
+                configuration.disks = []
+                return try Store(configuration)
+            }
+        } catch let error as StoreError {
+            throw CommandFailure(error.message)
+        }
+    }
+
+    /// Brings what is only in memory to disk, within a bound.
+    private func flush(_ store: Store, logger: Logger) {
+        if store.gauges.disk.disks == 0 { return }
+        logger.info("writing what is only in memory, for \(Int(Self.flushSeconds)) s at most")
+        do {
+            try store.sync(seconds: Self.flushSeconds)
+        } catch {
+            logger.warning("not all of the memory is on disk: \(error)")
+        }
+    }
+
+    /// How long a stopping server writes what is only in memory.
+    private static let flushSeconds = 10.0
 
     private struct Settings {
         var socket: String
         var group: String?
         var memory: ByteCount?
         var verifyOneIn: Int
+        var plan: DiskOptions.Plan
         var level: Logger.Level
     }
 
@@ -101,6 +135,6 @@ struct Serve: ParsableCommand {
         return Settings(
             socket: path, group: group.isEmpty ? nil : group,
             memory: bytes?.bytes == 0 ? nil : bytes,
-            verifyOneIn: verifyOneIn, level: level)
+            verifyOneIn: verifyOneIn, plan: try diskOptions.resolve(), level: level)
     }
 }

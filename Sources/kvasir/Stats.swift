@@ -55,9 +55,30 @@ struct StatisticsReport {
             "Memory",
             ["arena_bytes", "arena_ready_bytes", "used_bytes", "pinned_bytes", "quarantined_bytes"]
         ),
+        (
+            "Disk",
+            [
+                "disks", "disks_recovering", "disks_suspended", "disk_bytes", "disk_live_bytes",
+                "disk_limit_bytes", "chunks_on_disk", "chunks_on_disk_only", "chunks_waiting",
+                "chunks_being_written", "chunks_loading",
+            ]
+        ),
         ("Stored now", ["chunks", "chunks_writing", "chunks_doomed", "spaces", "roots"]),
         ("In use now", ["sessions", "holds", "read_leases", "write_leases", "connections"]),
-        ("Loads", ["matches", "matched_keys_asked", "matched_keys_hit", "bytes_acquired"]),
+        (
+            "Loads",
+            [
+                "matches", "matched_keys_asked", "matched_keys_hit", "matched_keys_on_disk",
+                "bytes_acquired",
+            ]
+        ),
+        (
+            "From disk",
+            [
+                "chunks_loaded", "bytes_loaded", "chunks_loaded_waited_for",
+                "chunks_refused_load", "chunks_recovered",
+            ]
+        ),
         (
             "Saves",
             [
@@ -67,16 +88,23 @@ struct StatisticsReport {
             ]
         ),
         (
+            "To disk",
+            ["chunks_written", "bytes_written", "chunks_moved", "bytes_moved"]
+        ),
+        (
             "Removed",
             [
-                "chunks_evicted", "chunks_evicted_for_other_length", "chunks_dropped",
+                "chunks_evicted", "chunks_evicted_for_other_length",
+                "chunks_evicted_unwritten", "chunks_evicted_from_disk", "chunks_left_to_memory",
+                "chunks_dropped",
                 "chunks_expired",
             ]
         ),
         (
             "Trouble",
             [
-                "chunks_damaged", "holds_expired", "read_leases_expired", "write_leases_expired",
+                "chunks_damaged", "chunks_unreadable", "chunk_writes_failed", "holds_expired",
+                "read_leases_expired", "write_leases_expired",
                 "protocol_errors",
             ]
         ),
@@ -100,7 +128,7 @@ struct StatisticsReport {
         let rest = values.map(\.name).filter { !grouped.contains($0) }
         for (title, names) in Self.groups + [("Other", rest)] {
             let present = names.filter { known[$0] != nil }
-            if present.isEmpty { continue }
+            if present.isEmpty || isWithoutDisk(title) { continue }
             lines += ["", title]
             for name in present { lines.append(line(name)) }
             if title == "Loads", let asked = known["matched_keys_asked"], asked > 0 {
@@ -109,6 +137,11 @@ struct StatisticsReport {
             }
         }
         return lines.joined(separator: "\n")
+    }
+
+    /// Rows of zeros for a tier that is not there help nobody.
+    private func isWithoutDisk(_ title: String) -> Bool {
+        title.lowercased().hasSuffix("disk") && known["disks"] == 0
     }
 
     private func line(_ name: String) -> String {

@@ -21,7 +21,7 @@ struct ClientTests {
         for _ in 0..<2 {
             let match = try client.match(space, root: root, keys: keys, holdMs: 10_000, readers: 3)
             #expect(match.count == 9)
-            #expect(match.locations == Array(repeating: .memory, count: 9))
+            #expect(match.tiers == Array(repeating: .memory, count: 9))
             let hold = try #require(match.hold)
             for shard in 0..<3 {
                 let lease = try client.wait(for: try client.acquire(hold, shard: shard))

@@ -14,19 +14,25 @@ struct DemoTests {
             ttftMs: ttftMs, logits: logits)
     }
 
+    private static func tiers(_ disk: Int) -> DemoOutcome.Tiers {
+        .init(memory: 7, disk: disk, recovered: 9, isRecovering: false)
+    }
+
     private func outcome(
         filling: DemoAnswer? = nil, restarted: DemoAnswer? = nil, beside: DemoAnswer? = nil,
-        afterDeath: DemoAnswer? = nil, again: DemoAnswer? = nil
+        revived: DemoAnswer? = nil, afterDeath: DemoAnswer? = nil, again: DemoAnswer? = nil,
+        fromDisk: Int = 5
     ) -> DemoOutcome {
         let warm = answer(reused: 900, ttftMs: 1)
         return DemoOutcome(
             labels: ["a document", "a chat"], isChat: [false, true],
             cold: [answer(), answer()], filling: [answer(), filling ?? answer()],
             restarted: [warm, restarted ?? warm], beside: [warm, beside ?? warm],
+            revived: [warm, revived ?? warm],
             afterDeath: [
                 .init(pass: "dead", number: 1, wanted: .computes, answer: afterDeath ?? answer()),
                 .init(pass: "anew", number: 0, wanted: .reuses, answer: again ?? warm),
-            ])
+            ], tiers: Self.tiers(3), revivedTiers: Self.tiers(fromDisk))
     }
 
     @Test("Equal tokens and logits everywhere are identical")
@@ -42,7 +48,7 @@ struct DemoTests {
         for other in [answer(tokens: [1, 3], reused: 900), answer(logits: "ab", reused: 900)] {
             for changed in [
                 outcome(filling: other), outcome(restarted: other), outcome(beside: other),
-                outcome(afterDeath: other),
+                outcome(revived: other), outcome(afterDeath: other),
             ] {
                 #expect(!changed.isIdentical)
                 #expect(changed.same(0))
@@ -60,10 +66,12 @@ struct DemoTests {
         let cold = answer()
         let outcome = DemoOutcome(
             labels: ["a"], isChat: [false], cold: [cold], filling: [cold], restarted: [cold],
-            beside: [answer(reused: 5)], afterDeath: [])
+            beside: [answer(reused: 5)], revived: [answer(reused: 5)], afterDeath: [],
+            tiers: Self.tiers(0), revivedTiers: Self.tiers(1))
         #expect(outcome.isIdentical)
         #expect(!outcome.hasReused)
         #expect(!self.outcome(again: cold).hasReused)
+        #expect(!self.outcome(fromDisk: 0).hasReused)
         #expect(!self.outcome(afterDeath: answer(reused: 5)).hasReused)
     }
 
@@ -73,7 +81,7 @@ struct DemoTests {
         #expect(changed.differences.contains("dead: tokens [7, 7]"))
     }
 
-    @Test("The last line has the fields of the vLLM demo")
+    @Test("The last line has the fields of the vLLM demo, and those of the disk")
     func line() throws {
         let data = try JSONEncoder().encode(outcome().line)
         let fields = try #require(
@@ -81,7 +89,8 @@ struct DemoTests {
         #expect(
             Set(fields.keys) == [
                 "demo", "requests", "identical", "ttft_cold_ms_p50", "ttft_warm_ms_p50",
-                "tokens_reused", "tokens_total",
+                "tokens_reused", "tokens_total", "ttft_after_crash_ms_p50",
+                "tokens_reused_after_crash", "chunks_matched_on_disk",
             ])
         #expect(fields["demo"] as? String == "builtin")
         #expect(fields["ttft_cold_ms_p50"] as? Double == 10)
@@ -92,7 +101,7 @@ struct DemoTests {
     @Test("The longest bar is the slowest pass, and none vanishes")
     func chart() {
         let lines = outcome().chart.split(separator: "\n").dropFirst()
-        #expect(lines.count == 6)
+        #expect(lines.count == 8)
         let lengths = lines.map { line in line.filter { "█▉▊▋▌▍▎▏".contains($0) }.count }
         #expect(lengths.max() == lengths.first)
         #expect(lengths.allSatisfy { $0 > 0 })

@@ -12,16 +12,18 @@ struct Bench: ParsableCommand {
             copy          saving and loading beside memcpy, 1 and 4 clients
             index         memory of the index at 10 million chunks
             engine        the built-in engine's products beside OpenBLAS, and a prefill of 4,096 tokens
+            disk          the disk tier beside the device's own limit, and what flushing costs saves and loads
+            admission     what the rules of --disk-admission bring and cost on a trace (--trace FILE), in the core
 
-            It starts a server of its own and stops it again. Runs alternate and medians are given. docs/performance.md \
+            'all' leaves out disk and admission, which need a place and a trace. It starts a server of its own and stops it again. Runs alternate and medians are given. docs/performance.md \
             says what is measured how.
             """)
 
     enum Part: String, ExpressibleByArgument, CaseIterable {
-        case descriptors, match, copy, index, engine, all
+        case descriptors, match, copy, index, engine, disk, admission, all
     }
 
-    @Argument(help: "descriptors, match, copy, index, engine or all.")
+    @Argument(help: "descriptors, match, copy, index, engine, disk, admission or all.")
     var part = Part.all
 
     @Option(
@@ -34,7 +36,7 @@ struct Bench: ParsableCommand {
     var memory = ByteCount(1536 << 20)
 
     @Option(help: ArgumentHelp("Alternated runs of which the median is taken.", valueName: "n"))
-    var rounds = 7
+    var rounds = 9
 
     @Option(help: ArgumentHelp("Chunks of 'index'.", valueName: "n"))
     var chunks = 10_000_000
@@ -44,6 +46,33 @@ struct Bench: ParsableCommand {
             "Measure 'copy' with this Python, too; it needs the package (pip install ./python).",
             valueName: "path"))
     var python: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Of 'disk': a directory on the device; files of it are made in it and removed again.",
+            valueName: "directory"))
+    var directory = "."
+
+    @Option(help: ArgumentHelp("Of 'disk': bytes written and read in each run.", valueName: "size"))
+    var size = ByteCount(1 << 30)
+
+    @Option(
+        help: ArgumentHelp(
+            "Of 'disk': also a prefix of so many bytes from disk to memory in one go, e.g. 13GB; it takes that much memory, and five times as much disk.",
+            valueName: "size"))
+    var prefix: ByteCount?
+
+    @Option(
+        help: ArgumentHelp(
+            "Of 'admission': a trace in Mooncake's format, one JSON object a line.",
+            valueName: "file"))
+    var trace: String?
+
+    @Option(help: ArgumentHelp("Of 'admission': chunks that memory holds.", valueName: "n"))
+    var memoryChunks = 5_859
+
+    @Option(help: ArgumentHelp("Of 'admission': chunks that the disk holds.", valueName: "n"))
+    var diskChunks = 58_590
 
     @Flag(help: "Print JSON.")
     var json = false
@@ -55,6 +84,19 @@ struct Bench: ParsableCommand {
         if !(1_000...100_000_000).contains(chunks) {
             throw ValidationError("--chunks takes 1000 to 100000000, not \(chunks)")
         }
+        if size.bytes < 256 << 20 || size.bytes % BenchDisk.granularity != 0 {
+            throw ValidationError("--size takes 256MiB or more, a multiple of 64MiB, not \(size)")
+        }
+        if let prefix, prefix.bytes < 1 << 30 {
+            throw ValidationError("--prefix takes 1GiB or more, not \(prefix)")
+        }
+        if part == .admission, trace == nil {
+            throw ValidationError("'admission' needs a trace: --trace FILE")
+        }
+        for (name, value) in [("memory-chunks", memoryChunks), ("disk-chunks", diskChunks)]
+        where !(100...100_000_000).contains(value) {
+            throw ValidationError("--\(name) takes 100 to 100000000, not \(value)")
+        }
         if memory.bytes < 1 << 30 {
             throw ValidationError("--memory takes 1GiB or more, not \(memory)")
         }
@@ -62,6 +104,24 @@ struct Bench: ParsableCommand {
 
     func run() throws {
         let progress = Progress()
+        if part == .disk {
+            let results = try BenchDisk(
+                directory: directory, byteCount: size.bytes, prefixBytes: prefix?.bytes,
+                rounds: rounds, progress: progress
+            ).run()
+            let report = BenchDiskReport(
+                version: KvasirVersion.current, machine: Self.machine(), results: results)
+            if json { try JSONOutput.print(report) } else { print(report.text) }
+            return
+        }
+        if part == .admission {
+            let results = try BenchAdmission(
+                trace: try MooncakeRequest.read(trace!), memoryChunks: memoryChunks,
+                diskChunks: diskChunks, progress: progress
+            ).run()
+            if json { try JSONOutput.print(results) } else { print(BenchAdmission.table(results)) }
+            return
+        }
         let parts: [Part] = part == .all ? [.descriptors, .match, .copy, .index, .engine] : [part]
         var results: [BenchResult] = []
         if part != .index && part != .engine {
@@ -93,7 +153,7 @@ struct Bench: ParsableCommand {
                 sizes: [1 << 18, 1 << 20, 4 << 20, 8 << 20, 16 << 20, 64 << 20],
                 clientCounts: [1, 4], python: python, progress: progress
             ).run()
-        case .index, .engine, .all: []
+        case .index, .engine, .disk, .admission, .all: []
         }
     }
 

@@ -25,7 +25,8 @@ final class BenchServer {
         self.directory = directory
         socket = directory.path + "/kvasir.sock"
         let child = try ChildProcess([
-            "serve", "--socket", socket, "--memory", "\(memoryBytes)", "--log-level", "warning",
+            "serve", "--socket", socket, "--memory", "\(memoryBytes)", "--memory-only",
+            "--log-level", "warning",
         ])
         self.child = child
         process = child.process

@@ -7,12 +7,13 @@ import ReferenceLM
 struct Demo: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract:
-            "Show what Kvasir does: an engine is killed, and new ones answer from what it left.",
+            "Show what Kvasir does: engines and the daemon are killed, and new ones go on from what they left.",
         discussion: """
             Runs a daemon and engines of its own, in processes of their own, on a small Llama; needs no network, no GPU \
             and no Python. Questions on documents of 8,000 tokens and a growing chat are asked without Kvasir, then with \
-            it, then again of two new engines that share what the first one left. Ends with status 1 if one token or \
-            one bit of the logits differs. The last line is JSON.
+            it, then again of two new engines that share what the first one left, then of one more after everything was \
+            killed. Memory is smaller than what is kept, so part of it comes from disk: a temporary directory, removed at \
+            the end. Ends with status 1 if one token or one bit of the logits differs. The last line is JSON.
             """)
 
     @Option(
@@ -22,15 +23,15 @@ struct Demo: ParsableCommand {
     var model: String?
 
     @Option(help: ArgumentHelp("Memory of the daemon.", valueName: "size"))
-    var memory = ByteCount(512 << 20)
+    var memory = ByteCount(64 << 20)
 
     @Option(
         help: ArgumentHelp(
             "Threads of an engine (default: one for each processor).", valueName: "n"))
     var threads: Int?
 
-    /// With less, chunks are evicted before they are asked for again, which is another demo.
-    private static let memoryBytesMin = 256 << 20
+    /// With less, two engines can't hold a document each.
+    private static let memoryBytesMin = 64 << 20
 
     func validate() throws {
         try ModelOptions.check(threads: threads)
@@ -137,25 +138,52 @@ private final class DemoStage {
         let (restarted, beside) = try askInTurns(new, second)
         new.kill()
 
-        heading("4. The daemon is killed (kill -9), too")
+        let tiers = try statistics()
+
+        heading(
+            "4. The daemon is killed (kill -9), then the last engine: nothing is left but the disk")
         daemon?.kill()
         daemon = nil
-        var afterDeath = [
+        let afterDeath = [
             try askAgain(second, 0, .computes, "computes what it can't get, and answers")
         ]
+        second.kill()
         daemon = try startDaemon()
-        // The engine leaves a failed store alone for a while.
-        usleep(UInt32(DemoEngine.pauseMs.upperBound + 100) * 1_000)
-        afterDeath.append(
-            try askAgain(second, 1, .computes, "finds the new daemon, empty, and fills it"))
+        let found = try waitUntilRecovered()
+        tell("the new daemon found \(Format.number(found)) chunks on disk")
         let third = try engine("a third engine", socket: socket)
-        afterDeath.append(
-            try askAgain(third, 1, .reuses, "reuses what the second one computed anew"))
+        let revived = try ask(third)
+        let revivedTiers = try statistics()
         withExtendedLifetime(daemon) {}
         return DemoOutcome(
             labels: scenario.requests.map(\.label), isChat: scenario.requests.map(\.isChat),
             cold: cold, filling: filling, restarted: restarted, beside: beside,
-            afterDeath: afterDeath)
+            revived: revived, afterDeath: afterDeath, tiers: tiers, revivedTiers: revivedTiers)
+    }
+
+    /// How many chunks of the engines' matches were in memory, and how many on disk only.
+    private func statistics() throws -> DemoOutcome.Tiers {
+        let client = try asking { () throws(ClientError) in try Client(.init(socket: socket)) }
+        defer { client.close() }
+        let all = try asking { () throws(ClientError) in try client.stats() }
+        func value(_ name: String) -> Int { all.first { $0.name == name }?.value ?? 0 }
+        let onDisk = value("matched_keys_on_disk")
+        return .init(
+            memory: value("matched_keys_hit") - onDisk, disk: onDisk,
+            recovered: value("chunks_recovered"), isRecovering: value("disks_recovering") > 0)
+    }
+
+    /// - Returns: how many chunks the daemon found on disk.
+    private func waitUntilRecovered() throws -> Int {
+        let deadline = Date().addingTimeInterval(10)
+        while true {
+            let now = try statistics()
+            if !now.isRecovering { return now.recovered }
+            if Date() > deadline {
+                throw CommandFailure("the daemon does not get through its disk")
+            }
+            usleep(5_000)
+        }
     }
 
     private var socket: String { directory.path + "/kvasir.sock" }
@@ -166,7 +194,8 @@ private final class DemoStage {
 
     private func startDaemon() throws -> ChildProcess {
         let child = try ChildProcess([
-            "serve", "--socket", socket, "--memory", "\(memoryBytes)", "--log-level", "error",
+            "serve", "--socket", socket, "--memory", "\(memoryBytes)", "--disk",
+            directory.path + "/disk", "--disk-size", "\(Self.diskBytes)", "--log-level", "error",
         ])
         let deadline = Date().addingTimeInterval(10)
         while true {
@@ -178,9 +207,13 @@ private final class DemoStage {
             if Date() > deadline { throw CommandFailure("the daemon does not answer") }
             usleep(5_000)
         }
-        tell("kvasir serve: \(ByteCount(memoryBytes)) of shared memory (pid \(child.process))")
+        tell(
+            "kvasir serve: \(ByteCount(memoryBytes)) of shared memory, "
+                + "\(ByteCount(Self.diskBytes)) of disk (pid \(child.process))")
         return child
     }
+
+    private static let diskBytes = 1 << 30
 
     private func engine(_ name: String, socket: String?) throws -> EngineProcess {
         let engine = try EngineProcess(
