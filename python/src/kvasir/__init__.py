@@ -8,6 +8,7 @@ from .arena import Arena
 from .client import Client
 from .errors import (
     ConnectionLost,
+    DiskFailed,
     KeyGap,
     KvasirError,
     LeaseExpired,
@@ -25,6 +26,7 @@ from .identity import Extra, KeyChain, Space, encode_extras, root
 from .leases import (
     Explanation,
     Hold,
+    Location,
     Match,
     OpenSpace,
     ReadLease,
@@ -38,6 +40,7 @@ __all__ = [
     "Arena",
     "Client",
     "ConnectionLost",
+    "DiskFailed",
     "Explanation",
     "Extra",
     "Hold",
@@ -46,6 +49,7 @@ __all__ = [
     "KvasirError",
     "LeaseExpired",
     "LimitReached",
+    "Location",
     "Match",
     "NoTier",
     "NotConnected",

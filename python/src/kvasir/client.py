@@ -64,6 +64,8 @@ TAG_BITS: Final = 62
 ORPHANS_MAX: Final = 1024
 #: How much longer than the daemon we wait for a reply that it promised in time.
 GRACE_SECONDS: Final = 1.0
+#: The longest time that the daemon can be asked to wait.
+SERVER_WAIT_MS_MAX: Final = 600_000
 
 
 class _Resources:
@@ -461,7 +463,7 @@ class Client:
     def locate(
         self, space: Space, root: bytes, keys: bytes, *, timeout: float | None = None
     ) -> bytes:
-        """Where each key is: one byte each, 0 absent, 1–4 the tier, 255 being written."""
+        """Where each key is: one byte each, as :class:`Location` names them. Touches nothing."""
         _check_keys(keys)
         reply, _ = self._ask_space("KV.LOCATE", space, [root, keys], timeout)
         if not isinstance(reply, bytes) or len(reply) * KEY_BYTES != len(keys):
@@ -483,7 +485,11 @@ class Client:
     def prefetch(
         self, space: Space, root: bytes, keys: bytes, *, timeout: float | None = None
     ) -> int:
-        """Starts moving keys to memory; how many leading ones are there or on their way."""
+        """Starts moving keys to memory; how many leading ones are there or on their way.
+
+        Waits for nothing: a lease on them says which are still :attr:`ReadLease.pending`. Where
+        memory has no room for all, the number is smaller.
+        """
         return self._count("KV.PREFETCH", space, root, keys, (), timeout)
 
     def pin(
@@ -519,8 +525,13 @@ class Client:
         return _integer("KV.DROP", reply)
 
     def sync(self, *, timeout: float = 60.0) -> None:
-        """Returns once all that was sealed before is durable. Blocks no other request."""
-        self._ask_aside(_resp.encode_command("KV.SYNC"), timeout, None)
+        """Returns once all that was sealed or dropped before is durable. Blocks no other request.
+
+        Raises :class:`DiskFailed` if the disk did not keep it, :class:`NoTier` if the daemon has
+        no disk, :class:`Timeout` if it takes longer. The daemon waits ten minutes at most.
+        """
+        ms = min(max(0, round(timeout * 1000)), SERVER_WAIT_MS_MAX)
+        self._ask_aside(_resp.encode_command("KV.SYNC", ms), timeout + GRACE_SECONDS, None)
 
     def stats(self, *, timeout: float | None = None) -> dict[str, Any]:
         """The daemon's counters and gauges."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "ConnectionLost",
+    "DiskFailed",
     "KeyGap",
     "KvasirError",
     "LeaseExpired",
@@ -118,6 +119,15 @@ class LimitReached(ServerError):
     code = "KVLIMIT"
 
 
+class DiskFailed(ServerError):
+    """The disk could not keep all that it was given: it is in memory only, as long as that lasts.
+
+    The message has the reason and what to do; later saves may fare better.
+    """
+
+    code = "KVDISK"
+
+
 class NoTier(ServerError):
     """The command needs a tier that the daemon was started without."""
 
@@ -131,6 +141,7 @@ _BY_CODE: dict[str, type[KvasirError]] = {
     "KVSPACE": UnknownSpace,
     "KVGAP": KeyGap,
     "KVLIMIT": LimitReached,
+    "KVDISK": DiskFailed,
     "KVNOTIER": NoTier,
     "KVTIMEOUT": Timeout,
 }

@@ -8,6 +8,7 @@ be another one.
 from __future__ import annotations
 
 import contextlib
+import enum
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ __all__ = [
     "REMOTE",
     "Explanation",
     "Hold",
+    "Location",
     "Match",
     "OpenSpace",
     "ReadLease",
@@ -57,13 +59,30 @@ __all__ = [
 PENDING_OFFSET: Final = 2**64 - 1
 GONE_OFFSET: Final = 2**64 - 2
 
-#: Tiers, as in ``Match.tiers`` and ``Client.locate``.
-ABSENT: Final = 0
+#: Tiers, as in ``Match.tiers``. The disk's chunks may be on their way to memory.
 MEMORY: Final = 1
 DISK: Final = 2
 REMOTE: Final = 3
 PEER: Final = 4
-BEING_WRITTEN: Final = 255
+
+
+class Location(enum.IntEnum):
+    """Where a chunk is: the bytes that ``Client.locate`` gives."""
+
+    ABSENT = 0
+    #: In memory only: it is lost with the daemon.
+    MEMORY = 1
+    #: On disk only.
+    DISK = 2
+    MEMORY_AND_DISK = 3
+    #: On disk, and on its way to memory.
+    ON_ITS_WAY = 4
+    #: Reserved and not sealed yet: it can't be matched.
+    BEING_WRITTEN = 255
+
+
+ABSENT: Final = Location.ABSENT
+BEING_WRITTEN: Final = Location.BEING_WRITTEN
 
 #: States of the keys of a reserve, as in ``WriteLease.states`` (the third is being written).
 GRANTED: Final = 0

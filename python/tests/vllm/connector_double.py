@@ -18,7 +18,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +28,7 @@ import torch
 
 from kvasir.identity import KeyChain, root
 from kvasir.vllm.config import ConnectorOptions
+from kvasir.vllm.cost import CostModel
 from kvasir.vllm.device import CpuDevice, Device
 from kvasir.vllm.grid import Grid, build_space
 from kvasir.vllm.identity import AdapterIdentities
@@ -287,12 +288,16 @@ class Engine:
         clock: Any = time.monotonic,
         model: bytes = b"m" * 32,
         inline: bool = True,
+        cost: CostModel | None = None,
     ) -> None:
         self.shape = shape
         self.rng = rng or random.Random(0)
         self.options = options or ConnectorOptions(
             chunk_tokens=shape.chunk_tokens, min_load_tokens=0, retry_miss_ms=0, idle_wait_ms=20
         )
+        if cost is None:
+            # Its computing is so quick that real loads would hardly ever be worth it.
+            self.options = replace(self.options, load_if_slower=True)
         self.local_cache = local_cache
         self.spoils: list[list[int]] = []
         session = f"engine-{id(self)}"
@@ -311,6 +316,7 @@ class Engine:
             adapters=AdapterIdentities({}, run=lambda task: task()),
             session=session,
             new_generation=lambda: f"{id(self)}-{next(generations)}",
+            cost=cost,
             clock=clock,
         )
         self.workers = [

@@ -56,6 +56,9 @@ class Chunk:
     pins: int = 0
     used: int = 0
     tier: int = 1
+    """2: it is on disk only, and what a reader would find in its extents is nonsense."""
+    moving: bool = False
+    """It is on its way from disk to memory."""
     gone: bool = False
 
 
@@ -78,6 +81,7 @@ class Lease:
     shard: int = -1
     expired: bool = False
     pending: int = 0
+    gone: list[bool] = field(default_factory=list)
     left: set[int] = field(default_factory=set)
 
 
@@ -94,6 +98,13 @@ class FakeStore:
         """Chunks of an acquire from this one on are gone."""
         self.pending_waits = 0
         """Every acquire has its chunks pending for this many waits."""
+        self.room_to_promote: int | None = None
+        """So many chunks more can come from disk to memory; None: all."""
+        self.has_arrived: Callable[[Chunk], bool] = lambda chunk: True
+        """Whether a chunk that is on its way from disk is there."""
+        self.prefetched: list[int] = []
+        """How many keys each prefetch had."""
+        self.prefetch_fails: list[BaseException] = []
         self.match_fails: list[BaseException] = []
         self.answers = threading.Event()
         """While it is not set, matches have been carried out and are not answered."""
@@ -192,6 +203,40 @@ class FakeStore:
             self.holds[hold.id] = hold
             return len(found), bytes(chunk.tier for chunk in found), hold.id
 
+    def to_disk(self, *, but_first: int = 0) -> None:
+        """Chunks are on disk only from now on, but for the first ones that were saved."""
+        with self.lock:
+            for chunk in list(self.chunks.values())[but_first:]:
+                assert chunk.sealed
+                chunk.tier, chunk.moving = 2, False
+
+    def some_to_disk(self, rng: random.Random) -> None:
+        """As when memory evicts what the disk has: nobody holds it, and it may be anywhere."""
+        with self.lock:
+            for chunk in self.chunks.values():
+                if chunk.sealed and not chunk.pins and rng.random() < 0.5:
+                    chunk.tier, chunk.moving = 2, False
+
+    def _promote(self, chunk: Chunk) -> bool:
+        """Starts moving a chunk to memory; whether it is there or on its way."""
+        if chunk.tier == 1 or chunk.moving:
+            return True
+        if self.room_to_promote == 0:
+            return False
+        if self.room_to_promote is not None:
+            self.room_to_promote -= 1
+        chunk.moving = True
+        return True
+
+    def prefetch(self, space: Any, keys: bytes) -> int:
+        with self.lock:
+            self.prefetched.append(len(keys) // 32)
+            for i in range(0, len(keys), 32):
+                chunk = self.chunks.get((space.id, keys[i : i + 32]))
+                if chunk is None or not chunk.sealed or not self._promote(chunk):
+                    return i // 32
+            return len(keys) // 32
+
     def acquire(self, session: str, hold_id: int, shard: int, first: int, count: int) -> Lease:
         with self.lock:
             hold = self.holds.get(hold_id)
@@ -200,18 +245,22 @@ class FakeStore:
             chunks = hold.chunks[first : first + count]
             lease = Lease(next(self.ids), session, b"", chunks, hold, shard)
             lease.pending = self.pending_waits
+            lease.gone = [not self._promote(chunk) for chunk in chunks]
             self.leases[lease.id] = lease
             return lease
 
     def extents_of(self, lease: Lease) -> np.ndarray:
         rows = []
-        for i, chunk in enumerate(lease.chunks):
-            if self.lose_at is not None and i >= self.lose_at:
-                rows.append((GONE_OFFSET, 0))
-            elif lease.pending:
-                rows.append((PENDING_OFFSET, 0))
-            else:
-                rows.append(chunk.extents[lease.shard])
+        with self.lock:
+            for i, chunk in enumerate(lease.chunks):
+                if chunk.moving and self.has_arrived(chunk):
+                    chunk.tier, chunk.moving = 1, False
+                if lease.gone[i] or (self.lose_at is not None and i >= self.lose_at):
+                    rows.append((GONE_OFFSET, 0))
+                elif lease.pending or chunk.tier != 1:
+                    rows.append((PENDING_OFFSET, 0))
+                else:
+                    rows.append(chunk.extents[lease.shard])
         return np.array(rows, dtype=np.uint64).reshape(-1, 2)
 
     def end_hold(self, hold: Hold) -> None:
@@ -352,8 +401,15 @@ class FakeReadLease(_Held):
             time.sleep(0.001)
             if self.lease.pending:
                 raise Timeout("not yet")
-        self.extents = self.client.store.extents_of(self.lease)
-        return self
+        self.client.store.call("wait")
+        until = time.monotonic() + timeout
+        while True:
+            self.extents = self.client.store.extents_of(self.lease)
+            if not self.pending:
+                return self
+            if time.monotonic() > until:
+                raise Timeout("not yet")
+            time.sleep(0.001)
 
 
 class FakeWriteLease(_Held):
@@ -428,6 +484,14 @@ class FakeClient:
         self.store.call("acquire")
         lease = self.store.acquire(self.session, hold, shard, first, count)
         return FakeReadLease(self, lease)
+
+    def prefetch(self, space, root, keys, *, timeout=None):
+        assert timeout is not None
+        self.check(None)
+        self.store.call("prefetch")
+        if self.store.prefetch_fails:
+            raise self.store.prefetch_fails.pop(0)
+        return self.store.prefetch(space, keys)
 
     def pipeline_reserve(self, requests, *, timeout=None):
         assert timeout is not None

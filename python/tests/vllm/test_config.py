@@ -30,6 +30,13 @@ def test_options_are_read() -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "wanted"), [(True, True), (False, False), ("true", True), ("False", False)]
+)
+def test_a_switch_is_read(value: object, wanted: bool) -> None:
+    assert parse_options({"kvasir.load_if_slower": value}).load_if_slower is wanted
+
+
+@pytest.mark.parametrize(
     ("key", "near"),
     [
         ("kvasir.chunk_token", "kvasir.chunk_tokens"),
@@ -56,6 +63,8 @@ def test_an_unknown_option_names_the_nearest(key: str, near: str) -> None:
         ("kvasir.hold_ms", True),
         ("kvasir.hold_ms", 5),
         ("kvasir.load_failure_policy", "ignore"),
+        ("kvasir.load_if_slower", "yes"),
+        ("kvasir.load_if_slower", 1),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_the_option_takes(key: str, value: object) -> None:
@@ -82,7 +91,7 @@ def test_the_page_lists_every_option_with_its_default() -> None:
     defaults = {name: default.strip("`") for name, default, _ in rows}
     assert len(rows) == len(defaults)
     assert defaults == {
-        field.name: "none" if field.default is None else str(field.default)
+        field.name: {None: "none", False: "false"}.get(field.default, str(field.default))
         for field in fields(ConnectorOptions)
     }
     assert str(DEFAULT_CHUNK_TOKENS) in {name: text for name, _, text in rows}["chunk_tokens"]

@@ -20,12 +20,19 @@ PROMPT = random.Random(3).choices(range(900), k=400)
 
 @pytest.fixture
 def engines(kvasir_server: Any) -> Iterator[Any]:
+    yield from engines_of(kvasir_server)
+
+
+@pytest.fixture
+def disk_engines(disk_server: Any) -> Iterator[Any]:
+    yield from engines_of(disk_server)
+
+
+def engines_of(server: Any) -> Iterator[Any]:
     made: list[Engine] = []
 
     def client(session: str) -> kvasir.Client:
-        one = kvasir.Client(
-            kvasir_server.path, session=session, timeout=5.0, reconnect_in_background=True
-        )
+        one = kvasir.Client(server.path, session=session, timeout=5.0, reconnect_in_background=True)
         deadline = time.monotonic() + 5
         while not one.connected and time.monotonic() < deadline:
             time.sleep(0.001)
@@ -109,6 +116,34 @@ def test_a_daemon_killed_in_the_middle_and_started_again(
     else:
         pytest.fail(f"caching did not resume: {engine.scheduler.counters.data}")
     engine.check_nothing_leaks()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_after_engine_and_daemon_were_killed_everything_comes_from_disk(
+    disk_engines: Any, disk_server: Any, ranks: int
+) -> None:
+    prompts = [[number, *PROMPT[:159]] for number in range(20)]
+    first = disk_engines(Shape(tensor_ranks=ranks, blocks=1024))
+    for number, prompt in enumerate(prompts):
+        first.generate(f"a{number}", prompt, max_tokens=5)
+    with kvasir.Client(disk_server.path) as client:
+        client.sync(timeout=30)
+    disk_server.restart()
+
+    second = disk_engines(Shape(tensor_ranks=ranks, blocks=2048, step_tokens=512))
+    for number, prompt in enumerate(prompts):
+        second.add(Request(f"b{number}", prompt, 2))
+    # The double compares every byte that was loaded with what would have been computed.
+    second.run()
+    assert second.external == {f"b{number}": 160 for number in range(20)}
+    data = second.scheduler.counters.data
+    assert data["hit_tokens_disk"] == data["hit_tokens"] == 3200
+    assert data["prefetches"] == 20
+    assert "reasons" not in data
+    second.reset_prefix_cache()
+    assert second.generate("again", prompts[0]) == 160
+    assert second.scheduler.counters.data["hit_tokens_memory"] == 160
+    second.check_nothing_leaks()
 
 
 def test_the_device_reads_and_writes_the_arena_in_place(engines: Any) -> None:

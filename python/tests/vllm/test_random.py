@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from typing import Any
 
 import pytest
 from connector_double import PHYSICAL, Engine, Request, Shape, check_store
 from connector_fakes import FakeDevice, FakeStore
 
-from kvasir.errors import Timeout
+from kvasir.errors import ServerError, Timeout
 from kvasir.vllm.config import ConnectorOptions
 from kvasir.vllm.device import CpuDevice
 
@@ -73,9 +74,11 @@ def test_engines_under_random_events(
             engine.abort(rng.choice(list(engine.requests.values())))
         elif event < 0.33:
             store.drop_all()
-        elif event < 0.36 and faulty:
+        elif event < 0.34:
+            store.some_to_disk(rng)
+        elif event < 0.37 and faulty:
             killed |= inject(rng, store)
-        elif event < 0.37 and not any(r.blocks for r in engine.requests.values()):
+        elif event < 0.38 and not any(r.blocks for r in engine.requests.values()):
             engine.scheduler.reset_cache()
             engine.reset_prefix_cache()
         else:
@@ -83,6 +86,8 @@ def test_engines_under_random_events(
     store.lose_at, store.expire_reads, store.pending_waits = None, False, 0
     store.refuse_saves = ""
     store.match_fails.clear()
+    store.prefetch_fails.clear()
+    store.room_to_promote, store.has_arrived = None, lambda chunk: True
     if not store.up:
         store.start()
     for engine in engines:
@@ -117,7 +122,7 @@ def make_shape(rng: random.Random) -> Shape:
 
 def inject(rng: random.Random, store: FakeStore) -> bool:
     """One fault; true if it ends the daemon's life."""
-    fault = rng.randrange(7)
+    fault = rng.randrange(10)
     if fault == 0:
         store.lose_at = rng.choice([None, 0, 1, 3])
     elif fault == 1:
@@ -128,6 +133,14 @@ def inject(rng: random.Random, store: FakeStore) -> bool:
         store.refuse_saves = rng.choice(["", "KVFULL no room"])
     elif fault == 4:
         store.match_fails.append(Timeout("slow"))
+    elif fault == 7:
+        store.room_to_promote = rng.choice([None, 0, 2])
+    elif fault == 8:
+        store.prefetch_fails.append(rng.choice([Timeout("slow"), ServerError("no", code="ERR")]))
+    elif fault == 9:
+        late = rng.choice([0.0, 0.002, 0.3])
+        until = time.monotonic() + late
+        store.has_arrived = lambda chunk: time.monotonic() > until
     elif fault == 5:
         store.restart()
         return True

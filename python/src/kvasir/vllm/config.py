@@ -36,6 +36,8 @@ class ConnectorOptions:
     """A waiting request that missed is looked up again after this time."""
     min_load_tokens: int = 64
     """Fewer external tokens than this are computed rather than loaded."""
+    load_if_slower: bool = False
+    """Load whatever matches, also where computing it would be done sooner."""
     idle_wait_ms: int = 5
     """In a step that computes nothing, a worker waits this long for a load to finish instead of
     spinning through empty steps."""
@@ -66,6 +68,13 @@ def _integer(least: int) -> Callable[[Any], int]:
     return check
 
 
+def _boolean(value: Any) -> bool:
+    word = str(value).strip().lower() if isinstance(value, (bool, str)) else ""
+    if word not in ("true", "false"):
+        raise ValueError("true or false")
+    return word == "true"
+
+
 def _policy(value: Any) -> str:
     if value not in ("recompute", "fail"):
         raise ValueError("'recompute' or 'fail'")
@@ -83,6 +92,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "lease_ms": _integer(100),
     "retry_miss_ms": _integer(0),
     "min_load_tokens": _integer(0),
+    "load_if_slower": _boolean,
     "idle_wait_ms": _integer(0),
     "load_failure_policy": _policy,
     "model_id": _text,

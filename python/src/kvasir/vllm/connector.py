@@ -31,6 +31,7 @@ from kvasir.vllm.layout import ExtentLayout, Geometry, LayerView, UnknownLayout,
 from kvasir.vllm.link import Link
 from kvasir.vllm.matcher import Matcher
 from kvasir.vllm.metadata import RankHandshake, StepMetadata, WorkerReport
+from kvasir.vllm.prom import KvasirPromMetrics
 from kvasir.vllm.scheduler import SchedulerSide
 from kvasir.vllm.stats import Counters
 from kvasir.vllm.worker import WorkerSide
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 
     import torch
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+        KVConnectorPromMetrics,
+        PromMetric,
+        PromMetricT,
+    )
     from vllm.forward_context import ForwardContext
     from vllm.v1.attention.backend import AttentionMetadata
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -410,6 +416,16 @@ class KvasirConnector(KVConnectorBase_V1):
         cls, data: dict[str, Any] | None = None
     ) -> KVConnectorStats | None:
         return KvasirStats(data=data if data is not None else {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: VllmConfig,
+        metric_types: dict[type[PromMetric], type[PromMetricT]],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> KVConnectorPromMetrics:
+        return KvasirPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def shutdown(self) -> None:
         if self._worker is not None:

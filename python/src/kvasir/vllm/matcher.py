@@ -1,13 +1,16 @@
 """Matches asked by a thread, so that a slow daemon keeps nobody's step waiting.
 
 The thread has a client of its own, of the same session: a match that takes long stands in nobody's
-way. The scheduler hands a match over, waits as long as it likes, and looks again later. Whatever
-the answer of a match that nobody wants any more holds is given back here. Releases go the same way,
-and nobody waits for them.
+way. The scheduler hands a match over, waits as long as it likes, and looks again later. How much of
+a match is taken is decided right behind its answer, and what of that isn't in memory starts to move
+there: it is read while its request waits for blocks and for its turn. Whatever the answer of a
+match that nobody wants any more holds is given back here. Releases go the same way, and nobody
+waits for them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -15,8 +18,9 @@ import time
 from collections.abc import Callable
 
 from kvasir.errors import KvasirError, ServerError
-from kvasir.identity import Space
-from kvasir.leases import Match
+from kvasir.identity import KEY_BYTES, Space
+from kvasir.leases import MEMORY, Match
+from kvasir.vllm.cost import Decision
 from kvasir.vllm.link import Connection, Link
 
 log = logging.getLogger("vllm.kvasir")
@@ -35,14 +39,18 @@ class Ticket:
         "answer",
         "asked_at",
         "connection",
+        "decide",
         "done",
         "error",
         "first",
         "keys",
         "known",
+        "prefetched_at",
+        "refused",
         "root",
         "since",
         "space",
+        "taken",
         "unwanted",
     )
 
@@ -56,6 +64,7 @@ class Ticket:
         known: int,
         asked_at: float,
         since: float,
+        decide: Callable[[bytes], Decision],
     ) -> None:
         self.space = space
         self.root = root
@@ -67,6 +76,14 @@ class Ticket:
         self.asked_at = asked_at
         self.since = since
         """When its request began to wait, perhaps for an answer that was of no use."""
+        self.decide = decide
+        """How many leading chunks are worth taking, given the tier of each. On the thread."""
+        self.taken = 0
+        """So many leading chunks of the answer are taken."""
+        self.refused = ""
+        """Why not all of them."""
+        self.prefetched_at = 0.0
+        """When those not in memory began to move there, in monotonic seconds."""
         self.connection: Connection | None = None
         """The connection that it was sent on."""
         self.answer: Match | None = None
@@ -191,9 +208,12 @@ class Matcher:
             if hold is not None and hold.incarnation != connection.incarnation:
                 # It was asked on a connection made since: of which daemon, can't be told here.
                 answer = Match(0, b"", None)
-                connection.client.release(
-                    hold.id, incarnation=hold.incarnation, timeout=self._answer_s
-                )
+                with contextlib.suppress(ServerError):
+                    connection.client.release(
+                        hold.id, incarnation=hold.incarnation, timeout=self._answer_s
+                    )
+            elif hold is not None and not ticket.unwanted:
+                self._take(ticket, answer, connection)
         except Exception as error:  # noqa: BLE001 - whatever it is, the scheduler must learn of it
             ticket.error = error
         finally:
@@ -205,6 +225,33 @@ class Matcher:
         if unwanted and answer is not None and answer.hold is not None:
             assert ticket.connection is not None
             self._release(ticket.connection.arena_id, answer.hold.id)
+
+    def _take(self, ticket: Ticket, answer: Match, connection: Connection) -> None:
+        """Decides how much of the match is taken, and starts moving it to memory."""
+        decision = ticket.decide(answer.tiers)
+        ticket.taken, ticket.refused = decision.chunks, decision.reason
+        tiers = bytes(answer.tiers[: ticket.taken])
+        in_memory = len(tiers) - len(tiers.lstrip(bytes([MEMORY])))
+        if in_memory == len(tiers):
+            return
+        ticket.prefetched_at = time.monotonic()
+        covered = in_memory
+        try:
+            covered = connection.client.prefetch(
+                ticket.space,
+                ticket.root,
+                ticket.keys[: len(tiers) * KEY_BYTES],
+                timeout=self._answer_s,
+            )
+            problem = "no memory to bring it to"
+        except ServerError as error:
+            problem = error.code
+        except (KvasirError, OSError) as error:
+            # The hold is not lost with this connection; whether it can be read, its reader learns.
+            self._link.failed(error)
+            problem = type(error).__name__
+        if covered < len(tiers):
+            ticket.taken, ticket.refused = covered, problem
 
     def _release(self, arena_id: bytes, number: int) -> None:
         self._unreleased.append((arena_id, number))

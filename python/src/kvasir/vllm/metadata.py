@@ -20,6 +20,11 @@ class LoadSpec:
     """Blocks at the start of the first chunk that the engine has already."""
     blocks: list[int]
     """Blocks to fill, in order, from block `skip_blocks` of the first chunk on."""
+    tiers: bytes = b""
+    """Where each chunk was when it was matched, one byte each."""
+    prefetched_at: float = 0.0
+    """When the chunks that are not in memory began to move there, in monotonic seconds of the
+    host, or 0."""
 
 
 @dataclass(slots=True)
@@ -56,6 +61,26 @@ class StepMetadata:
     """Loads under way whose bytes are not wanted any more; they end as failed."""
 
 
+@dataclass(frozen=True, slots=True)
+class LoadTimes:
+    """How long a load that succeeded took, in seconds."""
+
+    copied: float
+    """From memory to the blocks, and what was said to the daemon about it."""
+    arrived: float = 0.0
+    """From the prefetch until all chunks were in memory; 0 if they all had been there."""
+    waited: bool = False
+    """They were not there yet when the load began."""
+
+    def slower(self, other: LoadTimes) -> LoadTimes:
+        """Both together, for ranks that load side by side."""
+        return LoadTimes(
+            max(self.copied, other.copied),
+            max(self.arrived, other.arrived),
+            self.waited or other.waited,
+        )
+
+
 @dataclass(slots=True)
 class WorkerReport:
     """What one worker, or all of them aggregated, has to say after a step."""
@@ -65,20 +90,25 @@ class WorkerReport:
     """For asynchronous devices: how many workers have finished each save."""
     outage: str = ""
     """Why a worker can't reach the daemon, empty when it can."""
+    load_times: dict[str, LoadTimes] = field(default_factory=dict)
 
     def aggregate(self, other: WorkerReport) -> WorkerReport:
         """Both together; vLLM calls it over the ranks."""
         finished = dict(self.finished_saves)
         for save, count in other.finished_saves.items():
             finished[save] = finished.get(save, 0) + count
+        times = dict(self.load_times)
+        for request_id, one in other.load_times.items():
+            times[request_id] = times[request_id].slower(one) if request_id in times else one
         return WorkerReport(
             failed_loads=self.failed_loads | other.failed_loads,
             finished_saves=finished,
             outage=self.outage or other.outage,
+            load_times=times,
         )
 
     def is_empty(self) -> bool:
-        return not (self.failed_loads or self.finished_saves or self.outage)
+        return not (self.failed_loads or self.finished_saves or self.outage or self.load_times)
 
 
 @dataclass(frozen=True, slots=True)

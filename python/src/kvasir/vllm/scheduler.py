@@ -13,21 +13,23 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from kvasir.errors import KvasirError, ServerError, Timeout
 from kvasir.identity import Space
-from kvasir.leases import ReserveRequest
+from kvasir.leases import MEMORY, ReserveRequest
 from kvasir.vllm.config import ConnectorOptions
+from kvasir.vllm.cost import CostModel, Decision, Offer, StepWork
 from kvasir.vllm.grid import Grid
 from kvasir.vllm.identity import AdapterIdentities
 from kvasir.vllm.keys import RequestKeys, UnknownKinds, why_not_cached
 from kvasir.vllm.link import Connection, Link, Outage
 from kvasir.vllm.matcher import Matcher, Ticket
-from kvasir.vllm.metadata import LoadSpec, SaveSpec, StepMetadata, WorkerReport
-from kvasir.vllm.stats import Counters
+from kvasir.vllm.metadata import LoadSpec, LoadTimes, SaveSpec, StepMetadata, WorkerReport
+from kvasir.vllm.stats import Counters, tier_name
 
 log = logging.getLogger("vllm.kvasir")
 
@@ -51,6 +53,7 @@ class KeptMatch:
     first: int
     """Chunk at which the match began."""
     count: int
+    """Chunks that are taken of what matched."""
     known: int
     """Chunks that the request had keys for."""
     tiers: bytes
@@ -58,6 +61,12 @@ class KeptMatch:
     arena_id: bytes
     asked_at: float
     deadline: float
+    left_out: int = 0
+    """Chunks that matched and are not taken."""
+    reason: str = ""
+    """Why not."""
+    prefetched_at: float = 0.0
+    """When chunks began to move to memory, in monotonic seconds; 0 if all were there."""
 
     def end(self, chunk_tokens: int) -> int:
         return (self.first + self.count) * chunk_tokens
@@ -70,7 +79,14 @@ class RunningLoad:
     hold: int
     arena_id: bytes
     tokens: int
-    tiers: bytes
+    by_tier: dict[int, int] = field(default_factory=dict)
+    """Those tokens by the tier that they come from."""
+    sizes: dict[int, int] = field(default_factory=dict)
+    """Bytes of its chunks by tier, of all shards together."""
+    ahead: dict[int, int] = field(default_factory=dict)
+    """Bytes of the loads that were under way when it was planned, by tier."""
+    times: LoadTimes | None = None
+    """What the slowest rank took."""
     end: int = 0
     """Chunks, from the first on, that the store has if this load succeeds."""
     failed: bool = False
@@ -134,9 +150,11 @@ class SchedulerSide:
         content_named: bool = True,
         session: str,
         new_generation: Callable[[], str],
+        cost: CostModel | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._options = options
+        self._cost = cost or CostModel()
         self._grid = grid
         self._link = link
         self._matcher = matcher
@@ -153,6 +171,8 @@ class SchedulerSide:
         self._asynchronous = False
         self._requests: dict[str, RequestState] = {}
         self._planned: list[LoadSpec] = []
+        self._under_way: dict[int, int] = {}
+        """Bytes of the loads that workers are at, by the tier that they come from."""
         self._delayed: list[str] = []
         self._discard: list[str] = []
         self._waiting_final: dict[str, RequestState] = {}
@@ -264,6 +284,7 @@ class SchedulerSide:
         """vLLM has blocks for the request, and takes `external_tokens` of what was offered."""
         state = self._state(request)
         state.gave_up = False
+        self._count_left_out(state)
         space = self._space
         if external_tokens == 0 or space is None:
             # Also called after a load, when there is nothing left to release.
@@ -289,34 +310,32 @@ class SchedulerSide:
         if match is None or end > match.end(space.chunk_tokens):
             log.error("Kvasir: vLLM took a load that was not offered; it is computed instead")
             self._planned.append(spec)
-            state.load = RunningLoad(0, b"", external_tokens, b"")
+            state.load = RunningLoad(0, b"", external_tokens)
             return
         spec.arena = match.arena_id
         spec.hold = match.hold
         spec.first = start // space.chunk_tokens - match.first
+        spec.tiers = match.tiers[spec.first : spec.first + spec.count]
+        spec.prefetched_at = match.prefetched_at
         self._planned.append(spec)
-        tiers = match.tiers[spec.first : spec.first + spec.count]
-        state.load = RunningLoad(
-            match.hold, match.arena_id, external_tokens, tiers, end // space.chunk_tokens
+        state.load = state.taken = RunningLoad(
+            match.hold,
+            match.arena_id,
+            external_tokens,
+            by_tier=_tokens_by_tier(spec.tiers, start, end, space.chunk_tokens),
+            sizes={tier: spec.tiers.count(tier) * space.chunk_bytes for tier in set(spec.tiers)},
+            ahead=dict(self._under_way),
+            end=end // space.chunk_tokens,
         )
-        state.taken = state.load
+        for tier, size in state.load.sizes.items():
+            self._under_way[tier] = self._under_way.get(tier, 0) + size
 
     def loaded_from(self, request: Any, external_tokens: int) -> dict[int, int]:
         """Tokens of the last load by tier (1 memory, 2 disk, 3 remote, 4 peer)."""
         state = self._requests.get(request.request_id)
-        space = self._space
-        if state is None or state.taken is None or space is None or not state.taken.tiers:
+        if state is None or state.taken is None or state.taken.tokens != external_tokens:
             return {}
-        tiers = state.taken.tiers
-        counts: dict[int, int] = {}
-        position = state.asked_tokens
-        end = position + external_tokens
-        for tier in tiers:
-            chunk_end = min(end, (position // space.chunk_tokens + 1) * space.chunk_tokens)
-            if chunk_end > position:
-                counts[tier] = counts.get(tier, 0) + chunk_end - position
-            position = chunk_end
-        return counts
+        return dict(state.taken.by_tier)
 
     def request_finished(self, request: Any, block_ids: Sequence[int]) -> bool:
         """The request has ended; True asks vLLM to keep its blocks until workers report."""
@@ -362,6 +381,10 @@ class SchedulerSide:
             # The step must go out: loads and blocks wait for it.
             log.exception("Kvasir: planning this step's saves failed")
             self.counters.fail("failed_saves", type(error).__name__)
+        try:
+            self._learn_step(output)
+        except Exception as error:  # noqa: BLE001 - nothing but an estimate depends on it
+            self._warn_once("learn", "Kvasir: what steps take can't be learnt: %r", error)
         step.delayed += self._delayed
         self._delayed = []
         step.delayed += self._waiting_final
@@ -381,6 +404,8 @@ class SchedulerSide:
                         state.load.failed = True
             for save, count in report.finished_saves.items():
                 self._save_done(save, count)
+            for request_id, times in report.load_times.items():
+                self._load_timed(request_id, times)
             if report.outage and self._link.current() is None:
                 self._outage.down(report.outage)
         for request_id in received:
@@ -393,15 +418,103 @@ class SchedulerSide:
         if state is None or state.load is None:
             return
         load, state.load = state.load, None
+        for tier, size in load.sizes.items():
+            self._under_way[tier] -= size
         if load.failed:
             # Not every worker may have released its part of the hold.
             self._matcher.release(load.arena_id, load.hold)
         else:
             # A chunk is only matched while all that it follows is stored.
             state.offered = max(state.offered, load.end)
-            self.counters.add("hit_tokens", load.tokens)
+            self.counters.add_tiers("hit_tokens", load.by_tier)
+            self._learn_load(load)
         if state.finished:
             del self._requests[request_id]
+
+    def _load_timed(self, request_id: str, times: LoadTimes) -> None:
+        """A rank's times, which come before the last rank has reported the load, or with it."""
+        state = self._requests.get(request_id)
+        if state is not None and state.load is not None:
+            before = state.load.times
+            state.load.times = times if before is None else before.slower(times)
+
+    # -- learning what loads and steps take ----------------------------------------------------
+
+    def _learn_load(self, load: RunningLoad) -> None:
+        times = load.times
+        if times is None:
+            return
+        now = self._clock()
+        self._cost.copied(now, sum(load.sizes.values()), times.copied)
+        slower = [tier for tier in load.sizes if tier != MEMORY]
+        # Of a load from several slower tiers nobody can tell which one it waited for.
+        if len(slower) == 1 and times.arrived > 0:
+            (tier,) = slower
+            size = load.sizes[tier] + load.ahead.get(tier, 0)
+            self._cost.arrived(now, tier, size, times.arrived, waited=times.waited)
+
+    def _learn_step(self, output: Any) -> None:
+        """The step that is planned tells how long the one before took."""
+        tokens = decodes = 0
+        position = 0.0
+        for request_id, scheduled in output.num_scheduled_tokens.items():
+            state = self._requests.get(request_id)
+            if state is None:
+                continue
+            computed = state.request.num_computed_tokens
+            if computed < state.request.num_prompt_tokens and scheduled > 1:
+                tokens += scheduled
+                position += scheduled * (computed + scheduled / 2)
+            else:
+                decodes += 1
+        work = StepWork(
+            frozenset(output.num_scheduled_tokens), tokens, position / max(1, tokens), decodes
+        )
+        self._cost.step(self._clock(), work, running=self._is_running(self._cost.previous_step))
+
+    def _is_running(self, step: StepWork | None) -> bool:
+        """Whether a step's output has not been taken in: true of all its requests, or of none."""
+        for request_id in step.requests if step is not None else ():
+            state = self._requests.get(request_id)
+            if state is not None and not state.finished:
+                return bool(getattr(state.request, "num_in_flight_tokens", 0))
+        return False
+
+    def _decide(
+        self, space: Space, first: int, start: int, ahead: Mapping[int, int], tiers: bytes
+    ) -> Decision:
+        """How much of a match is taken. On the matcher's thread."""
+        count = len(tiers)
+        if (first + count) * space.chunk_tokens - start < max(1, self._options.min_load_tokens):
+            return Decision(0)
+        if self._options.load_if_slower:
+            return Decision(count)
+        offer = Offer(
+            tiers, start, first * space.chunk_tokens, space.chunk_tokens, space.chunk_bytes, ahead
+        )
+        decision = self._cost.decide(self._clock(), offer)
+        if decision.probe:
+            log.info(
+                "Kvasir: chunks in the %s tier are loaded again, to see whether that is still "
+                "slower than computing them",
+                tier_name(tiers[decision.chunks - 1]),
+            )
+        return decision
+
+    def _count_left_out(self, state: RequestState) -> None:
+        """Once vLLM has decided, what the store had and the request computes is counted."""
+        match, space = state.match, self._space
+        if match is None or space is None or not match.left_out:
+            return
+        tokens = match.left_out * space.chunk_tokens
+        self.counters.fail("skipped_load_tokens", match.reason, tokens)
+        self._say_once(
+            f"skipped {match.reason}",
+            "Kvasir: %d tokens are computed though they are stored (%s); this is counted as "
+            "skipped_load_tokens",
+            tokens,
+            match.reason,
+        )
 
     def _save_done(self, save: int, count: int) -> None:
         total = self._save_reports.get(save, 0) + count
@@ -452,6 +565,7 @@ class SchedulerSide:
                 known=known,
                 asked_at=now,
                 since=since,
+                decide=partial(self._decide, keys.space, first, computed, dict(self._under_way)),
             )
             if self._matcher.busy_s() > self._patience_s:
                 # The daemon has owed somebody else an answer for as long as that.
@@ -477,12 +591,15 @@ class SchedulerSide:
     def _picked_up(self, state: RequestState, ticket: Ticket) -> KeptMatch:
         """The answer, kept as the request's match; an error is a miss."""
         state.ticket = None
-        answer = ticket.answer
-        hold, tiers, arena_id = 0, b"", b""
+        answer, error = ticket.answer, ticket.error
+        hold, tiers, arena_id, count = 0, b"", b"", 0
         if ticket.connection is not None:
             arena_id = ticket.connection.arena_id
-        if answer is None:
-            error = ticket.error or KvasirError("no answer")
+        if answer is not None and answer.hold is not None:
+            hold = answer.hold.id
+        if answer is None or error is not None:
+            # There may be both: what was to be done with the answer has failed.
+            error = error or KvasirError("no answer")
             if isinstance(error, ServerError):
                 self._server_refused("failed_matches", error)
             elif isinstance(error, (KvasirError, OSError)):
@@ -493,21 +610,29 @@ class SchedulerSide:
         else:
             self._outage.up()
             self.counters.add("matches")
-            if answer.hold is not None:
-                hold, tiers = answer.hold.id, bytes(answer.tiers)
-        count = len(tiers)
-        missed = ticket.known - ticket.first - count
+            if hold:
+                tiers, count = bytes(answer.tiers), ticket.taken
+        found = len(tiers)
+        missed = ticket.known - ticket.first - found
         self.counters.add("missed_tokens", missed * ticket.space.chunk_tokens)
+        if ticket.prefetched_at:
+            self.counters.add("prefetches")
+        if hold and not count:
+            self._matcher.release(arena_id, hold)
+            hold = 0
         now = self._clock()
         state.match = KeptMatch(
             ticket.first,
             count,
             ticket.known,
-            tiers,
+            tiers[:count],
             hold,
             arena_id,
             now,
             ticket.asked_at + self._options.hold_ms / 1000,
+            left_out=found - count if ticket.refused else 0,
+            reason=ticket.refused,
+            prefetched_at=ticket.prefetched_at,
         )
         return state.match
 
@@ -839,6 +964,22 @@ class SchedulerSide:
         if key not in self._warned:
             self._warned.add(key)
             log.warning(message, *arguments)
+
+    def _say_once(self, key: str, message: str, *arguments: Any) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            log.info(message, *arguments)
+
+
+def _tokens_by_tier(tiers: bytes, start: int, end: int, chunk_tokens: int) -> dict[int, int]:
+    """Tokens from `start` to `end` by the tier of their chunk; `start` is in the first one."""
+    counts: dict[int, int] = {}
+    for tier in tiers:
+        chunk_end = min(end, (start // chunk_tokens + 1) * chunk_tokens)
+        if chunk_end > start:
+            counts[tier] = counts.get(tier, 0) + chunk_end - start
+        start = chunk_end
+    return counts
 
 
 def describe_requests(side: SchedulerSide) -> Mapping[str, RequestState]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+TIERS = {1: "memory", 2: "disk", 3: "remote", 4: "peer"}
+"""Where a chunk was when it was matched."""
+BY_TIER = ("hit_tokens", "loaded_bytes")
+"""Figures that are also counted for each tier, under their name and the tier's."""
 SUMMED = (
     "matches",
     "hit_tokens",
     "missed_tokens",
+    "skipped_load_tokens",
+    "prefetches",
     "loads",
     "loaded_tokens",
     "loaded_bytes",
@@ -29,6 +36,10 @@ REASONS = "reasons"
 """Failures by reason: a dictionary of counts."""
 
 
+def tier_name(tier: int) -> str:
+    return TIERS.get(tier, "elsewhere")
+
+
 class Counters:
     """Counts of one interval: plain numbers, and failures by reason."""
 
@@ -44,6 +55,12 @@ class Counters:
         reasons = self.data.setdefault(REASONS, {})
         key = f"{name}: {reason}"
         reasons[key] = reasons.get(key, 0) + amount
+
+    def add_tiers(self, name: str, amounts: Mapping[int, float]) -> None:
+        """Counts amounts by tier, and together."""
+        for tier, amount in amounts.items():
+            self.add(name, amount)
+            self.add(f"{name}_{tier_name(tier)}", amount)
 
     def merge(self, other: dict[str, Any]) -> None:
         for name, value in other.items():
@@ -66,10 +83,14 @@ class Counters:
         """One line's worth, for vLLM's periodic log."""
         data = self.data
         line: dict[str, int | float] = {}
-        asked = data.get("hit_tokens", 0) + data.get("missed_tokens", 0)
+        hits, skipped = data.get("hit_tokens", 0), data.get("skipped_load_tokens", 0)
+        asked = hits + skipped + data.get("missed_tokens", 0)
         if asked:
-            line["Kvasir hit tokens"] = data.get("hit_tokens", 0)
-            line["hit rate (%)"] = round(100 * data.get("hit_tokens", 0) / asked, 1)
+            line["Kvasir hit tokens"] = hits
+            line["hit rate (%)"] = round(100 * hits / asked, 1)
+        for tier in ("disk", "remote", "peer", "elsewhere"):
+            if data.get(f"hit_tokens_{tier}"):
+                line[f"of them from {tier}"] = data[f"hit_tokens_{tier}"]
         if data.get("loads"):
             line["loads"] = data["loads"]
             line["loaded (MB)"] = round(data.get("loaded_bytes", 0) / 1e6, 1)

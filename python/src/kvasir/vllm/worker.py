@@ -1,6 +1,7 @@
 """The worker's side: copies between paged blocks and the arena.
 
 Saves are copied on the engine's thread after the forward pass, loads by a thread of their own.
+Loads whose chunks are on their way to memory are waited for beside each other, by other threads.
 What has to be said to the daemon afterwards (commit, release) is said by the finisher thread, once
 the copy is over. On an asynchronous device both start on side streams and the finisher waits for
 them; until then the engine keeps the blocks.
@@ -20,18 +21,23 @@ from typing import Any
 import numpy as np
 
 from kvasir.errors import KvasirError, ServerError, Timeout
+from kvasir.leases import MEMORY
 from kvasir.vllm.config import ConnectorOptions
 from kvasir.vllm.device import ChunkCopy, Copy, Device, Mark
 from kvasir.vllm.grid import Grid
 from kvasir.vllm.layout import ExtentLayout
 from kvasir.vllm.link import Connection, Link
-from kvasir.vllm.metadata import LoadSpec, SaveSpec, StepMetadata, WorkerReport
+from kvasir.vllm.metadata import LoadSpec, LoadTimes, SaveSpec, StepMetadata, WorkerReport
 from kvasir.vllm.stats import Counters
 
 log = logging.getLogger("vllm.kvasir")
 
 WAIT_SLICE_S = 0.5
 """A load that waits for its tier looks this often whether it is still wanted."""
+SHORT_SLICE_S = 0.05
+"""The same where more loads wait than there are threads to wait: they take turns."""
+WAITERS = 8
+"""So many loads are waited for at the same time."""
 JOIN_WAIT_S = 0.25
 """The first step waits this long for the connection."""
 REFRESH_WAIT_S = 0.02
@@ -65,6 +71,13 @@ class _Load:
     lease: Any = None
     chunks: list[ChunkCopy] = field(default_factory=list)
     copied_blocks: int = 0
+    begun: float = 0.0
+    """When the loader took it up, and later when its copy began."""
+    own_s: float = 0.0
+    """What it kept the loader and the daemon busy with, apart from waiting."""
+    waited: bool = False
+    arrived_at: float = 0.0
+    """When all of its chunks were in memory, in monotonic seconds of the host."""
     failed: set[int] = field(default_factory=set)
     """Blocks that it did not fill, once it is over."""
 
@@ -122,6 +135,7 @@ class WorkerSide:
         self._failed: set[str] = set()
         self._saving: dict[str, dict[int, Copy]] = {}
         """Asynchronous saves under way, by request."""
+        self._load_times: dict[str, LoadTimes] = {}
         self._saved: dict[int, int] = {}
         self._counters = Counters()
         self._outage = ""
@@ -140,6 +154,9 @@ class WorkerSide:
         self._wait_queue: queue.SimpleQueue[_Load | None] = queue.SimpleQueue()
         self._finish_queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._waiters: list[threading.Thread] = []
+        self._idle_waiters = 0
+        """Waiters that nobody needs just now. Under the lock."""
         self._closing = threading.Event()
 
     # -- steps, on the engine's thread ----------------------------------------------------------
@@ -246,8 +263,8 @@ class WorkerSide:
     def report(self) -> WorkerReport | None:
         """What the scheduler's side has to know."""
         with self._lock:
-            report = WorkerReport(self._failed, self._saved, self._outage)
-            self._failed, self._saved, self._outage = set(), {}, ""
+            report = WorkerReport(self._failed, self._saved, self._outage, self._load_times)
+            self._failed, self._saved, self._outage, self._load_times = set(), {}, "", {}
         return None if report.is_empty() else report
 
     def take_stats(self) -> dict[str, Any]:
@@ -269,12 +286,15 @@ class WorkerSide:
         with self._lock:
             for load in self._loading.values():
                 load.cancelled.set()
-        for inbox in (self._load_queue, self._wait_queue):
-            inbox.put(None)
-        for thread in self._threads[:2]:
+        self._load_queue.put(None)
+        for thread in self._threads[:1]:
+            thread.join(JOIN_S)
+        for _ in self._waiters:
+            self._wait_queue.put(None)
+        for thread in self._waiters:
             thread.join(JOIN_S)
         self._finish_queue.put(None)
-        for thread in self._threads[2:]:
+        for thread in self._threads[1:]:
             thread.join(JOIN_S)
         self._device.close()
         if self._link is not None:
@@ -410,6 +430,21 @@ class WorkerSide:
         """Loads whose chunks are on their way to memory wait here, so that others pass them."""
         while (load := self._wait_queue.get()) is not None:
             self._guard(load, self._wait_for_tier)
+            with self._lock:
+                self._idle_waiters += 1
+
+    def _wait_later(self, load: _Load) -> None:
+        """Hands a load to those who wait; one more of them if all are busy."""
+        with self._lock:
+            self._idle_waiters -= 1
+            if self._idle_waiters < 0 and len(self._waiters) < WAITERS:
+                self._idle_waiters += 1
+                thread = threading.Thread(
+                    target=self._run_waiter, name="kvasir-waiter", daemon=True
+                )
+                self._waiters.append(thread)
+                thread.start()
+        self._wait_queue.put(load)
 
     def _guard(self, load: _Load, step: Callable[[_Load], None]) -> None:
         """Whatever goes wrong with a load, the engine is told that it is over."""
@@ -439,6 +474,7 @@ class WorkerSide:
         if connection.arena_id != spec.arena:
             raise LoadFailed("the daemon was restarted")
         load.connection = connection
+        load.begun = self._clock()
         load.lease = connection.client.acquire(
             spec.hold,
             self._shard,
@@ -446,9 +482,12 @@ class WorkerSide:
             count=spec.count,
             incarnation=connection.incarnation,
         )
+        load.own_s = self._clock() - load.begun
         if load.lease.pending:
-            self._wait_queue.put(load)
+            load.waited = True
+            self._wait_later(load)
         else:
+            load.arrived_at = time.monotonic()
             self._copy(load)
 
     def _wait_for_tier(self, load: _Load) -> None:
@@ -458,15 +497,21 @@ class WorkerSide:
             left = deadline - self._clock()
             if left <= 0:
                 raise LoadFailed("its chunks did not reach memory in time")
+            crowded = not self._wait_queue.empty()
             try:
-                load.lease.wait(min(left, WAIT_SLICE_S))
+                load.lease.wait(min(left, SHORT_SLICE_S if crowded else WAIT_SLICE_S))
             except Timeout:
-                continue
+                if crowded:
+                    # Another's turn: its chunks may have arrived long ago.
+                    self._wait_later(load)
+                    return
+        load.arrived_at = time.monotonic()
         # Back to the loader, which copies one load after the other.
         self._load_queue.put(load)
 
     def _copy(self, load: _Load) -> None:
         self._check_wanted(load)
+        load.begun = self._clock()
         spec, lease, connection = load.spec, load.lease, load.connection
         assert connection is not None
         count = self._layout.chunk_blocks
@@ -524,7 +569,9 @@ class WorkerSide:
                 log.debug("giving back a read lease: %s", error)
         spec = load.spec
         failed = {block for block in spec.blocks[good_blocks:] if block != NULL_BLOCK}
-        took = self._clock() - load.started
+        now = self._clock()
+        took = now - load.started
+        load.own_s += now - load.begun
         with self._lock:
             if self._loading.pop(spec.request_id, None) is None:
                 return
@@ -536,14 +583,24 @@ class WorkerSide:
                     self._counters.fail("failed_loads", problem)
                     self._counters.add("failed_load_blocks", len(failed))
             else:
-                loaded = len(spec.blocks) * self._layout.geometry.block_bytes
+                self._load_times[spec.request_id] = _times(load)
                 self._counters.add("loads")
                 self._counters.add(
                     "loaded_tokens", len(spec.blocks) * self._layout.geometry.block_tokens
                 )
-                self._counters.add("loaded_bytes", loaded)
+                self._counters.add_tiers("loaded_bytes", self._bytes_by_tier(spec))
                 self._counters.add("load_ms", took * 1000)
             self._lock.notify_all()
+
+    def _bytes_by_tier(self, spec: LoadSpec) -> dict[int, int]:
+        """Bytes that a load has put into this rank's blocks, by the tier that they came from."""
+        sizes: dict[int, int] = {}
+        per_chunk = self._layout.chunk_blocks
+        for number in range(len(spec.blocks)):
+            chunk = (spec.skip_blocks + number) // per_chunk
+            tier = spec.tiers[chunk] if chunk < len(spec.tiers) else MEMORY
+            sizes[tier] = sizes.get(tier, 0) + self._layout.geometry.block_bytes
+        return sizes
 
     # -- threads -------------------------------------------------------------------------------
 
@@ -568,7 +625,6 @@ class WorkerSide:
             return
         for name, run in (
             ("kvasir-loader", self._run_loader),
-            ("kvasir-waiter", self._run_waiter),
             ("kvasir-finisher", self._run_finisher),
         ):
             thread = threading.Thread(target=run, name=name, daemon=True)
@@ -589,6 +645,13 @@ class WorkerSide:
         # Once, so that the first prompt is saved too. Where the arena takes longer to prepare
         # (pinning it for a GPU), saving begins later.
         self._link.ready(JOIN_WAIT_S, dial=True)
+
+
+def _times(load: _Load) -> LoadTimes:
+    """What its load took, for those who learn from it."""
+    began = load.spec.prefetched_at
+    arrived = max(0.0, load.arrived_at - began) if began else 0.0
+    return LoadTimes(load.own_s, arrived, load.waited)
 
 
 def _without_null(extent: int, first: int, blocks: Sequence[int]) -> list[ChunkCopy]:
