@@ -52,7 +52,7 @@ need-swift:
 
 # Needs nothing but Swift: no Python, no network.
 .PHONY: demo
-demo: need-daemon ## the built-in engine is killed, and new ones answer from what it left (a minute, after the build)
+demo: need-daemon ## engines and daemon are killed, and new ones answer from what is left (a minute, after the build)
 	@$(KVASIR_BIN) demo --model models/tiny-kjv $(ARGS)
 
 .PHONY: demo-vllm
@@ -79,13 +79,14 @@ test-swift: need-swift ## the Swift tests
 
 .PHONY: test-sanitizers
 test-sanitizers: need-swift ## store, server, client and engine under ThreadSanitizer and AddressSanitizer
-	@both='KVStoreTests|KVArenaTests|KVClientTests|RESPTests|CKernelsTests.PoolTests|KvasirEngineTests|KVDiskTests'; \
-	for kind in thread address; do \
-	    filter=$$both; \
-	    if [ $$kind = address ]; then filter="$$both|CKernelsTests|ReferenceLMTests"; fi; \
+	@for kind in thread address; do \
+	    case $$kind in \
+	    thread) filter='KVStoreTests.(StoreTests|DiskStoreTests)|KVArenaTests|KVClientTests|KVDiskTests.IO|CKernelsTests.PoolTests|KvasirEngineTests' ;; \
+	    address) filter='KVStoreTests|KVArenaTests|KVClientTests|RESPTests|KVDiskTests|KVDiskFormatTests|CKernelsTests|ReferenceLMTests' ;; \
+	    esac; \
 	    echo "==> swift test --sanitize=$$kind"; \
 	    LSAN_OPTIONS=suppressions=$(CURDIR)/Tests/leak-suppressions.txt:print_suppressions=0 \
-	        KVASIR_SIMULATION_EVENTS=4000 swift test --sanitize=$$kind --scratch-path .build/$$kind \
+	        KVASIR_SIMULATION_EVENTS=4000 KVASIR_SIMULATION_SEEDS=3 swift test --sanitize=$$kind --scratch-path .build/$$kind \
 	        --filter "$$filter"; \
 	done
 
@@ -105,6 +106,11 @@ test-python: setup-python need-daemon ## the Python package's tests, against a r
 test-e2e: setup-vllm need-daemon ## real vLLMs and a real daemon: restarts, two engines, TP=2, preemption, kill -9 …
 	@echo '==> pytest python/tests/e2e'
 	@cd python && $(PY) -m pytest tests/e2e $(ARGS)
+
+# The seed is printed; SEED=… repeats its choices.
+.PHONY: torture
+torture: setup-python need-daemon ## kill -9 the server N times under load, and check every promise: make torture N=200
+	@cd python && KVASIR_BIN='$(KVASIR_BIN)' $(PY) tests/torture.py --kills $(or $(N),200) $(if $(SEED),--seed $(SEED))
 
 # --- benchmarks --------------------------------------------------------------------------------------------
 

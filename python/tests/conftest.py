@@ -17,27 +17,30 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 import kvasir
 from fake_server import FakeServer
-from support import open_descriptors, own_threads, wait_until
+from support import open_descriptors, own_threads, serve_help, wait_until, without_disk
 
 
 class RealServer:
     """The daemon itself, as a process."""
 
-    def __init__(self, path: Path, binary: str, log: Path) -> None:
+    def __init__(
+        self, path: Path, binary: str, log: Path, flags: Sequence[str] | None = None
+    ) -> None:
+        self.flags = without_disk(binary) if flags is None else flags
         self.path = str(path)
         self.binary = binary
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [self.binary, "serve", "--socket", self.path, "--memory", "64MiB"]
+        command = [self.binary, "serve", "--socket", self.path, "--memory", "64MiB", *self.flags]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 20
@@ -59,6 +62,11 @@ class RealServer:
     def restart(self) -> None:
         self.stop()
         self.start()
+
+
+def pytest_configure() -> None:
+    # Whatever a test starts, and however: the user's cache directory is none of its business.
+    os.environ["KVASIR_MEMORY_ONLY"] = "1"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -110,6 +118,20 @@ def kvasir_server(
         server = FakeServer(path)
     else:
         server = RealServer(path, os.environ["KVASIR_BIN"], socket_directory / "log")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def disk_server(socket_directory: Path) -> Iterator[RealServer]:
+    """The daemon with a disk, where there is one: what it has written outlives `restart()`."""
+    binary = os.environ.get("KVASIR_BIN", "")
+    if not binary or "--disk " not in serve_help(binary):
+        pytest.skip("KVASIR_BIN names no daemon that has a disk tier")
+    flags = ["--disk", str(socket_directory / "disk"), "--disk-size", "1GiB"]
+    path = socket_directory / "kvasir.sock"
+    server = RealServer(path, binary, socket_directory / "log", flags)
     server.start()
     yield server
     server.stop()

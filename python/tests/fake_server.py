@@ -28,6 +28,7 @@ PENDING = 2**64 - 1
 GONE = 2**64 - 2
 F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL = 1033, 2, 4, 1
 PAGE = 4096
+DISK = 2
 
 
 class Refused(Exception):
@@ -104,11 +105,18 @@ class FakeServer:
         self.changed = threading.Condition(self.lock)
         # Faults
         self.delays: dict[str, float] = {}
+        self.sync_ms = 0
+        """What the last ``KV.SYNC`` asked for."""
         self.drops: dict[str, int] = {}
         self.drops_after: dict[str, int] = {}
         self.garbage: dict[str, bytes] = {}
         self.errors: dict[str, str] = {}
         self.pending = False
+        # Disk: chunks are there only where a test puts them.
+        self.durable = False
+        self.on_disk: set[bytes] = set()
+        self.promoting: set[bytes] = set()
+        self.room_to_promote = 1 << 30
         self.extra_descriptors = 0
         self.no_descriptor = False
         self.arena_is_unsealed = False
@@ -230,8 +238,12 @@ class FakeServer:
             self.changed.notify_all()
 
     def arrive(self) -> None:
-        """What was pending is now in memory."""
+        """What was pending, or on its way from disk, is now in memory."""
         with self.lock:
+            for chunk in self.chunks.values():
+                if chunk.key in self.promoting:
+                    chunk.tier = 1
+            self.promoting.clear()
             self.pending = False
             self.changed.notify_all()
 
@@ -680,8 +692,17 @@ class FakeServer:
         states = bytearray()
         for key in keys:
             chunk = self.chunks.get((space.handle, key))
-            states.append(0 if chunk is None else chunk.tier if chunk.sealed else 255)
+            states.append(self._location(chunk))
         return bytes(states)
+
+    def _location(self, chunk: Chunk | None) -> int:
+        if chunk is None:
+            return 0
+        if not chunk.sealed:
+            return 255
+        if chunk.tier == DISK:
+            return 4 if chunk.key in self.promoting else 2
+        return 3 if chunk.key in self.on_disk else 1
 
     def explain(self, peer: _Peer, arguments: list[bytes], _: list[int]) -> Any:
         space, root, keys = self._space(arguments[0]), digest(arguments[1]), split(arguments[2])
@@ -693,7 +714,15 @@ class FakeServer:
         return [count, b"never-stored", f"chunk {count} was never stored".encode()]
 
     def prefetch(self, peer: _Peer, arguments: list[bytes], _: list[int]) -> Any:
-        return len(self._leading(arguments))
+        chunks = self._leading(arguments)
+        for position, chunk in enumerate(chunks):
+            if chunk.tier != DISK or chunk.key in self.promoting:
+                continue
+            if self.room_to_promote == 0:
+                return position
+            self.room_to_promote -= 1
+            self.promoting.add(chunk.key)
+        return len(chunks)
 
     def _leading(self, arguments: list[bytes]) -> list[Chunk]:
         return self._find(self._space(arguments[0]), digest(arguments[1]), split(arguments[2]))
@@ -729,7 +758,14 @@ class FakeServer:
         return sum(self._drop(chunk) for chunk in mine)
 
     def sync(self, peer: _Peer, arguments: list[bytes], _: list[int]) -> Any:
-        raise Refused("KVNOTIER no durable tier: start the daemon with one")
+        if not self.durable:
+            raise Refused("KVNOTIER no durable tier: start the daemon with one")
+        self.sync_ms = int(arguments[0]) if arguments else 60_000
+        if not 0 <= self.sync_ms <= 600_000:
+            raise Refused("KVARG KV.SYNC takes 0 to 600000 ms")
+        if self.delays.get("KV.SYNC", 0.0) * 1000 > self.sync_ms:
+            raise Refused("KVTIMEOUT not everything is durable yet: wait again")
+        return "OK"
 
     def stats(self, peer: _Peer, arguments: list[bytes], _: list[int]) -> Any:
         return {

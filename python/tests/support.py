@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import kvasir
+
+
+@functools.cache
+def serve_help(binary: str) -> str:
+    """What `kvasir serve` says of its options."""
+    return subprocess.run(
+        [binary, "serve", "--help"], capture_output=True, text=True, timeout=30, check=False
+    ).stdout
+
+
+def without_disk(binary: str) -> list[str]:
+    """Keeps a daemon off the user's own disk directory."""
+    return ["--memory-only"] if "--memory-only" in serve_help(binary) else []
 
 
 def own_threads() -> list[str]:

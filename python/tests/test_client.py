@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 import kvasir
-from kvasir.leases import ABSENT, BEING_WRITTEN, GRANTED, MEMORY, PRESENT, WRITING
+from fake_server import FakeServer
+from kvasir.leases import (
+    ABSENT,
+    BEING_WRITTEN,
+    DISK,
+    GRANTED,
+    MEMORY,
+    PRESENT,
+    WRITING,
+    Location,
+)
 from support import chunk_content, make_keys, make_space, store, wait_until
 
 
@@ -280,6 +290,87 @@ def test_the_housekeeping_answers(client: kvasir.Client) -> None:
     with pytest.raises(kvasir.NoTier):
         client.sync()
     assert client.execute("ECHO", "hello") == b"hello"
+
+
+def test_what_is_on_disk_is_located_and_fetched(
+    fake_client: kvasir.Client, fake_server: FakeServer
+) -> None:
+    space = make_space()
+    root, keys = make_keys(space, 5)
+    store(fake_client, space, root, keys[:128])
+    for chunk in fake_server.chunks.values():
+        fake_server.on_disk.add(chunk.key)
+        if chunk.depth > 0:
+            chunk.tier = DISK
+
+    def located() -> list[Location]:
+        return [Location(one) for one in fake_client.locate(space, root, keys)]
+
+    both, disk, absent = Location.MEMORY_AND_DISK, Location.DISK, Location.ABSENT
+    assert located() == [both, disk, disk, disk, absent]
+    assert fake_client.match(space, root, keys).tiers == bytes([1, 2, 2, 2])
+    fake_server.room_to_promote = 2
+    assert fake_client.prefetch(space, root, keys) == 3
+    assert located() == [both, Location.ON_ITS_WAY, Location.ON_ITS_WAY, disk, absent]
+    # Asked for again, what is on its way is not begun anew.
+    assert fake_client.prefetch(space, root, keys) == 3
+    fake_server.arrive()
+    assert located() == [both, both, both, disk, absent]
+
+
+def test_durability_is_awaited_and_its_failures_have_names(
+    fake_client: kvasir.Client, fake_server: FakeServer
+) -> None:
+    with pytest.raises(kvasir.NoTier):
+        fake_client.sync()
+    fake_server.durable = True
+    fake_server.delays["KV.SYNC"] = 0.1
+    begun = time.monotonic()
+    fake_client.sync()
+    assert time.monotonic() - begun > 0.1
+    assert fake_server.sync_ms == 60_000
+    with pytest.raises(kvasir.Timeout, match="not everything is durable yet"):
+        # The server says so itself, a little late.
+        fake_client.sync(timeout=0.02)
+    assert fake_server.sync_ms == 20
+    fake_server.delays.clear()
+    fake_client.sync(timeout=3600)
+    assert fake_server.sync_ms == 600_000
+    fake_server.errors["KV.SYNC"] = "KVDISK no space is left: give the directory more"
+    with pytest.raises(kvasir.DiskFailed, match="no space is left") as caught:
+        fake_client.sync()
+    assert caught.value.code == "KVDISK"
+    fake_server.errors.clear()
+    fake_client.sync()
+    assert fake_client.ping() < 5
+
+
+def test_what_was_synced_outlives_the_daemon(disk_server: Any) -> None:
+    space = make_space((8192, 4096))
+    root, keys = make_keys(space, 6)
+    with kvasir.Client(disk_server.path) as client:
+        store(client, space, root, keys, b"kept")
+        client.sync(timeout=30)
+        assert set(client.locate(space, root, keys)) == {Location.MEMORY_AND_DISK}
+    disk_server.restart()
+    with kvasir.Client(disk_server.path) as client:
+        # What it finds on disk is known a moment after the start.
+        wait_until(lambda: client.match(space, root, keys).count == 6, "it is found again")
+        assert client.match(space, root, keys).tiers == bytes([DISK] * 6)
+        assert set(client.locate(space, root, keys)) == {Location.DISK}
+        assert client.prefetch(space, root, keys[:96]) == 3
+        wait_until(
+            lambda: set(client.locate(space, root, keys[:96])) == {Location.MEMORY_AND_DISK},
+            "it is in memory",
+        )
+        hold = client.match(space, root, keys, hold_ms=10_000, readers=2).hold
+        assert hold is not None
+        for shard, length in enumerate(space.shard_bytes):
+            with hold.acquire(shard) as lease:
+                lease.wait(5)
+                for position in range(6):
+                    expected = chunk_content(b"kept", position, shard, length)
+                    assert bytes(lease.view(position)) == expected
 
 
 def test_expired_chunks_are_gone(client: kvasir.Client) -> None:

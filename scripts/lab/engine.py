@@ -140,6 +140,12 @@ class Engine(Process):
         """Prompt tokens that came from the connector since the engine started."""
         return int(self.call("counters").get("vllm:external_prefix_cache_hits", 0))
 
+    def tokens_from(self, source: str) -> int:
+        """Prompt tokens by vLLM's own label of their source: `host` is Kvasir's memory, `disk` its
+        disk."""
+        name = f"vllm:prompt_tokens_cached_by_source {source}"
+        return int(self.call("counters").get(name, 0))
+
     def own_tokens(self) -> int:
         """Prompt tokens that came from vLLM's own prefix cache since the engine started."""
         return int(self.call("counters").get("vllm:prefix_cache_hits", 0))

@@ -55,12 +55,14 @@ class EngineChild:
         return time.process_time()
 
     def counters(self) -> dict[str, float]:
-        """vLLM's counters, summed over their labels."""
+        """vLLM's counters, summed over their labels, and `NAME TIER` for those that tell tiers."""
         found: dict[str, float] = {}
         for metric in self.llm.get_metrics():
             value = getattr(metric, "value", None)
             if isinstance(value, (int, float)):
-                found[metric.name] = found.get(metric.name, 0) + value
+                tier = metric.labels.get("tier") or metric.labels.get("source")
+                for name in (metric.name, *([f"{metric.name} {tier}"] if tier else ())):
+                    found[name] = found.get(name, 0) + value
         return found
 
     # -- one run of the step loop ----------------------------------------------------------------

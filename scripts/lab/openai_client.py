@@ -32,6 +32,8 @@ class CacheCounters:
 
     own: int
     external: int
+    #: Those of `external` that Kvasir had on disk.
+    disk: int = 0
 
 
 class RequestFailed(Exception):
@@ -125,6 +127,10 @@ def ask(
 _COUNTER = re.compile(
     r"^vllm:(external_)?prefix_cache_hits_total\{[^}]*\} ([0-9.e+]+)$", re.MULTILINE
 )
+_FROM_DISK = re.compile(
+    r'^vllm:prompt_tokens_cached_by_source_total\{[^}]*source="disk"[^}]*\} ([0-9.e+]+)$',
+    re.MULTILINE,
+)
 
 
 def cache_counters(url: str) -> CacheCounters:
@@ -137,4 +143,5 @@ def cache_counters(url: str) -> CacheCounters:
             external += float(match[2])
         else:
             own += float(match[2])
-    return CacheCounters(own=int(own), external=int(external))
+    disk = sum(float(match[1]) for match in _FROM_DISK.finditer(page))
+    return CacheCounters(own=int(own), external=int(external), disk=int(disk))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import shutil
 import signal
@@ -149,11 +150,34 @@ class Process:
         self.stop()
 
 
-class Kvasir(Process):
-    """`kvasir serve` on a Unix socket of its own."""
+@functools.cache
+def serve_help(binary: Path) -> str:
+    """What `kvasir serve` says of its options."""
+    return subprocess.run(
+        [binary, "serve", "--help"], capture_output=True, text=True, timeout=30, check=False
+    ).stdout
 
-    def __init__(self, log: Path, memory: str = "512MiB", socket_path: Path | None = None) -> None:
+
+def has_disk_tier() -> bool:
+    """Whether this build of Kvasir can keep chunks on disk."""
+    return "--disk " in serve_help(kvasir_binary())
+
+
+class Kvasir(Process):
+    """`kvasir serve` on a Unix socket of its own, with a disk (`disk`, a folder) or without."""
+
+    def __init__(
+        self,
+        log: Path,
+        memory: str = "512MiB",
+        socket_path: Path | None = None,
+        *,
+        disk: Path | None = None,
+        disk_size: str = "4GiB",
+    ) -> None:
         self.memory = memory
+        self.disk = disk
+        self.disk_size = disk_size
         if socket_path is None:
             # Not beside the log: a socket's path may have 107 bytes only.
             socket_path = Path(tempfile.mkdtemp(prefix=SOCKET_FOLDER_PREFIX)) / "kvasir.sock"
@@ -161,7 +185,7 @@ class Kvasir(Process):
         self.binary = kvasir_binary()
         super().__init__(
             "kvasir",
-            [self.binary, "serve", "--socket", socket_path, "--memory", memory],
+            [self.binary, "serve", *self._options()],
             log,
         )
         try:
@@ -169,6 +193,15 @@ class Kvasir(Process):
         except BaseException:
             self.stop()
             raise
+
+    def _options(self) -> list[str | Path]:
+        options: list[str | Path] = ["--socket", self.socket_path, "--memory", self.memory]
+        if self.disk is not None:
+            options += ["--disk", self.disk, "--disk-size", self.disk_size]
+        elif "--memory-only" in serve_help(self.binary):
+            # Never a disk that other daemons use too.
+            options.append("--memory-only")
+        return options
 
     def answers(self) -> bool:
         try:
@@ -193,7 +226,9 @@ class Kvasir(Process):
 
     def again(self) -> Kvasir:
         """A new daemon on the same socket after this one has gone."""
-        return Kvasir(self.log, self.memory, self.socket_path)
+        return Kvasir(
+            self.log, self.memory, self.socket_path, disk=self.disk, disk_size=self.disk_size
+        )
 
     def stop(self) -> None:
         super().stop()
@@ -249,4 +284,12 @@ class VllmServer(Process):
         return self.wait_until(self.ready, 240, on_wait)
 
 
-__all__ = ["Kvasir", "Process", "ProcessError", "SetupError", "VllmServer", "free_port"]
+__all__ = [
+    "Kvasir",
+    "Process",
+    "ProcessError",
+    "SetupError",
+    "VllmServer",
+    "free_port",
+    "has_disk_tier",
+]

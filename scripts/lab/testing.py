@@ -47,6 +47,14 @@ def stats(kvasir: Kvasir) -> dict[str, Any]:
         return dict(client.stats())
 
 
+def sync(kvasir: Kvasir) -> None:
+    """Returns once all that was saved before is durable."""
+    from kvasir import Client
+
+    with Client(socket=str(kvasir.socket_path)) as client:
+        client.sync(timeout=60)
+
+
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
@@ -65,8 +73,8 @@ class Lab:
         self.processes.append(process)
         return process
 
-    def daemon(self, memory: str = "1GiB") -> Kvasir:
-        return self.keep(Kvasir(self.logs / "kvasir.log", memory))
+    def daemon(self, memory: str = "1GiB", disk: Path | None = None) -> Kvasir:
+        return self.keep(Kvasir(self.logs / "kvasir.log", memory, disk=disk))
 
     def restart(self, daemon: Kvasir) -> Kvasir:
         return self.keep(daemon.again())

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import kvasir
 from kvasir import _resp
-from support import wait_until
+from support import wait_until, without_disk
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,11 +48,23 @@ class Daemon:
         assert self.process is not None
         return self.process.pid
 
-    def launch(self, *flags: str, memory: str = "16MiB", **more: Any) -> None:
-        """Starts the process and does not wait for it."""
+    def launch(
+        self,
+        *flags: str,
+        memory: str = "16MiB",
+        disk: Path | None = None,
+        disk_size: str = "64MiB",
+        **more: Any,
+    ) -> None:
+        """Starts the process and does not wait for it. Without ``disk`` it has memory only."""
+        if disk is not None:
+            flags = ("--disk", str(disk), "--disk-size", disk_size, *flags)
         with self.log.open("ab") as log:
+            command = [self.binary, "serve", "--socket", self.path, "--memory", memory, *flags]
+            if "--disk" not in flags and "--memory-only" not in flags:
+                command += without_disk(self.binary)
             self.process = subprocess.Popen(
-                [self.binary, "serve", "--socket", self.path, "--memory", memory, *flags],
+                command,
                 stdout=log,
                 stderr=log,
                 env=clean_environment(),
@@ -60,9 +72,12 @@ class Daemon:
             )
 
     def start(self, *flags: str, memory: str = "16MiB", **more: Any) -> None:
-        """Starts the process and returns once its whole arena can be used."""
+        """Starts the process and returns once its whole arena and its disk can be used.
+
+        ``more``: as :meth:`launch` takes it.
+        """
         self.launch(*flags, memory=memory, **more)
-        wait_until(self._is_ready, "the daemon's arena is ready", 20)
+        wait_until(self._is_ready, "the daemon's arena and disk are ready", 20)
 
     def _is_ready(self) -> bool:
         assert self.process is not None
@@ -72,7 +87,13 @@ class Daemon:
                 stats = client.stats()
         except kvasir.KvasirError:
             return False
-        return bool(stats["arena_ready_bytes"] == stats["arena_bytes"])
+        is_whole = stats["arena_ready_bytes"] == stats["arena_bytes"]
+        return is_whole and stats["disks_recovering"] == 0
+
+    def call(self, *words: str, seconds: float = 30) -> subprocess.CompletedProcess[str]:
+        """A command of the command line, such as ``"chunks", "list"``, on this daemon's socket."""
+        command = [self.binary, *words, "--socket", self.path]
+        return run(command, seconds=seconds)
 
     def text(self) -> str:
         """What it has logged so far."""
@@ -227,13 +248,16 @@ class RawConnection:
 
 
 def clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without what configures Kvasir."""
+    """This process's environment without what configures Kvasir.
+
+    Daemons get no disk unless they are given one: a test never touches the user's cache directory.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("KVASIR_") and name != "XDG_RUNTIME_DIR"
     }
-    return kept | dict(more or {})
+    return kept | {"KVASIR_MEMORY_ONLY": "1"} | dict(more or {})
 
 
 # /proc

@@ -17,7 +17,7 @@ import pytest
 
 import kvasir
 from kvasir import _resp
-from support import wait_until
+from support import wait_until, without_disk
 from system.daemon import Daemon, RawConnection, clean_environment, run
 
 
@@ -84,6 +84,7 @@ def test_of_daemons_that_start_together_one_serves(idle_daemon: Daemon) -> None:
     idle_daemon.start()
     idle_daemon.kill()  # A stale socket is there now, which each could take away.
     command = [idle_daemon.binary, "serve", "--socket", idle_daemon.path, "--memory", "2MiB"]
+    command += without_disk(idle_daemon.binary)
     processes = [
         subprocess.Popen(command, env=clean_environment(), stderr=subprocess.DEVNULL)
         for _ in range(4)
@@ -220,7 +221,7 @@ def test_without_any_setting_the_socket_is_in_the_users_own_temporary_directory(
     binary: str, shared_directory: Path
 ) -> None:
     process = subprocess.Popen(
-        [binary, "serve", "--memory", "2MiB"],
+        [binary, "serve", "--memory", "2MiB", *without_disk(binary)],
         env=clean_environment(),
         stderr=subprocess.DEVNULL,
     )

@@ -15,7 +15,7 @@ import pytest
 
 import kvasir
 from kvasir import _resp
-from support import make_keys, make_space, store, wait_until
+from support import make_keys, make_space, store, wait_until, without_disk
 from system.daemon import (
     Daemon,
     RawConnection,
@@ -431,7 +431,7 @@ def start_with_descriptors(daemon: Daemon, count: int) -> None:
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({count}, {count}));"
         "os.execv(sys.argv[1], sys.argv[1:])"
     )
-    place = ("--socket", daemon.path)
+    place = ("--socket", daemon.path, *without_disk(daemon.binary))
     with daemon.log.open("ab") as log:
         daemon.process = subprocess.Popen(
             [sys.executable, "-c", code, daemon.binary, "serve", *place, "--memory", "2MiB"],
