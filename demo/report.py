@@ -21,6 +21,8 @@ class Measured:
     answer: Answer
     from_kvasir: int
     from_own_cache: int
+    #: Those of `from_kvasir` that were on its disk.
+    from_disk: int = 0
 
 
 #: The answers of one vLLM, in the order of the requests.
@@ -29,13 +31,22 @@ Pass = Sequence[Measured]
 
 @dataclass(frozen=True)
 class Outcome:
-    """All passes of the demo: without Kvasir, filling it, after the restart, beside that one."""
+    """All passes of the demo: without Kvasir, filling it, after the restart, beside that one, and
+    after a crash of everything, where Kvasir has a disk."""
 
     labels: Sequence[str]
     cold: Pass
     filling: Pass
     restarted: Pass
     beside: Pass
+    crashed: Pass | None = None
+
+    @property
+    def passes(self) -> dict[str, Pass]:
+        """The passes that were run, by name."""
+        named = {"cold": self.cold, "filling": self.filling, "restarted": self.restarted}
+        named["beside"] = self.beside
+        return named if self.crashed is None else {**named, "crashed": self.crashed}
 
     def same(self, number: int) -> bool:
         """Whether all vLLMs answered this request alike, token for token."""
@@ -43,7 +54,7 @@ class Outcome:
         return all(
             (got[number].answer.token_ids, got[number].answer.text)
             == (wanted.token_ids, wanted.text)
-            for got in (self.filling, self.restarted, self.beside)
+            for got in self.passes.values()
         )
 
     @property
@@ -57,6 +68,10 @@ def ttft_ms_p50(answers: Pass) -> float:
 
 def reused(answers: Pass) -> int:
     return sum(one.from_kvasir for one in answers)
+
+
+def reused_from_disk(answers: Pass) -> int:
+    return sum(one.from_disk for one in answers)
 
 
 def table(outcome: Outcome) -> str:
@@ -94,8 +109,8 @@ def differences(outcome: Outcome) -> str:
             continue
         lines.append(f"{label}")
         lines += [
-            f"  {name:10} {getattr(outcome, name)[number].answer.text!r}"
-            for name in ("cold", "filling", "restarted", "beside")
+            f"  {name:10} {answers[number].answer.text!r}"
+            for name, answers in outcome.passes.items()
         ]
     return "\n".join(lines)
 
@@ -122,13 +137,30 @@ def summary(outcome: Outcome) -> str:
             f"while it filled Kvasir, a vLLM took {reused(outcome.filling):,} tokens back that its"
             " own cache had given up"
         ),
+        *_after_the_crash(outcome),
         "all answers identical, token for token" if outcome.identical else "ANSWERS DIFFER",
     ]
     return "\n".join(f"  {line}" for line in lines)
 
 
+def _after_the_crash(outcome: Outcome) -> list[str]:
+    if outcome.crashed is None:
+        return []
+    cold, disk = ttft_ms_p50(outcome.cold), ttft_ms_p50(outcome.crashed)
+    return [
+        (
+            f"after vLLM and Kvasir were killed: {disk:,.0f} ms ({cold / disk:.0f} times shorter),"
+            f" {reused_from_disk(outcome.crashed):,} tokens from disk"
+        ),
+    ]
+
+
 def json_line(outcome: Outcome) -> str:
     """The last line: figures of the new vLLM against the one without Kvasir."""
+    crashed: dict[str, float] = {}
+    if outcome.crashed is not None:
+        crashed["ttft_disk_ms_p50"] = round(ttft_ms_p50(outcome.crashed), 1)
+        crashed["tokens_reused_from_disk"] = reused_from_disk(outcome.crashed)
     return json.dumps(
         {
             "demo": "vllm",
@@ -138,5 +170,6 @@ def json_line(outcome: Outcome) -> str:
             "ttft_warm_ms_p50": round(ttft_ms_p50(outcome.restarted), 1),
             "tokens_reused": reused(outcome.restarted),
             "tokens_total": sum(one.answer.prompt_tokens for one in outcome.restarted),
+            **crashed,
         }
     )

@@ -3,13 +3,15 @@
 Four vLLMs answer the same requests: one without Kvasir (the baseline), one that fills Kvasir, a new
 one after that one was stopped, and a second beside the new one. The time to the first token is
 measured on the stream, outputs are compared token for token, and the tokens from Kvasir are what
-vLLM itself counts as external, apart from its own prefix cache.
+vLLM itself counts as external, apart from its own prefix cache. Where Kvasir has a disk, vLLM and
+Kvasir are killed at the end, and a fifth vLLM is answered from what is on disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
 import signal
 import sys
 import time
@@ -23,8 +25,9 @@ import report
 import scenario
 from lab.openai_client import RequestFailed, ask, cache_counters
 from lab.paths import OUT, TINY_KJV, SetupError
-from lab.processes import Kvasir, ProcessError, VllmServer
+from lab.processes import Kvasir, ProcessError, VllmServer, has_disk_tier
 from lab.progress import Progress
+from lab.testing import sync
 
 MAX_MODEL_LEN = 12288
 BLOCK_TOKENS = 128
@@ -58,7 +61,12 @@ def measure(
         answers.setdefault(request.label, answer.text)
         after = cache_counters(server.url)
         measured.append(
-            report.Measured(answer, after.external - before.external, after.own - before.own)
+            report.Measured(
+                answer,
+                after.external - before.external,
+                after.own - before.own,
+                after.disk - before.disk,
+            )
         )
         before = after
     progress.done(
@@ -91,9 +99,14 @@ def run(stack: contextlib.ExitStack, logs: Path, memory: str) -> report.Outcome:
     answers: dict[str, str] = {}
 
     print("\n1. The baseline: a vLLM without Kvasir")
-    kvasir = Kvasir(logs / "kvasir.log", memory)
+    disk = logs / "disk" if has_disk_tier() else None
+    if disk is not None:
+        shutil.rmtree(disk, ignore_errors=True)
+        stack.callback(shutil.rmtree, disk, ignore_errors=True)
+    kvasir = Kvasir(logs / "kvasir.log", memory, disk=disk)
     stack.callback(kvasir.stop)
-    print(f"  kvasir serve: answers on {kvasir.socket_path} (pid {kvasir.pid}, {memory})")
+    where = f"{memory}, and a disk at {disk}" if disk is not None else memory
+    print(f"  kvasir serve: answers on {kvasir.socket_path} (pid {kvasir.pid}, {where})")
     baseline, filler = start(
         stack,
         logs,
@@ -117,7 +130,33 @@ def run(stack: contextlib.ExitStack, logs: Path, memory: str) -> report.Outcome:
     )
     restarted = measure(new, requests, "asking the new vLLM", answers)
     beside = measure(second, requests, "asking the second vLLM beside it", answers)
-    return report.Outcome([one.label for one in requests], cold, filling, restarted, beside)
+    crashed = None
+    if disk is not None:
+        crashed = crash_and_restart(stack, logs, kvasir, (new, second), requests, answers)
+    else:
+        print("\n  this Kvasir has no disk: what happens when it is killed too is not shown")
+    labels = [one.label for one in requests]
+    return report.Outcome(labels, cold, filling, restarted, beside, crashed)
+
+
+def crash_and_restart(
+    stack: contextlib.ExitStack,
+    logs: Path,
+    kvasir: Kvasir,
+    servers: Sequence[VllmServer],
+    requests: Sequence[scenario.Request],
+    answers: dict[str, str],
+) -> list[report.Measured]:
+    """Kills vLLM and Kvasir, and asks new ones."""
+    print("\n4. vLLM and Kvasir are killed (kill -9), and both are started again")
+    sync(kvasir)
+    for process in (*servers, kvasir):
+        process.kill()
+    kvasir = kvasir.again()
+    stack.callback(kvasir.stop)
+    print(f"  kvasir serve: answers again (pid {kvasir.pid}); its memory is empty")
+    (server,) = start(stack, logs, "starting a new vLLM", [("vllm-after-the-crash", kvasir)])
+    return measure(server, requests, "asking the vLLM that knows only what is on disk", answers)
 
 
 def stop_on(number: signal.Signals) -> Callable[[int, FrameType | None], None]:
@@ -171,6 +210,8 @@ def main() -> int:
     print(report.summary(outcome))
     print(f"  the whole demo took {time.monotonic() - began:.0f} s; logs: {options.logs}")
     nothing_reused = not report.reused(outcome.restarted) or not report.reused(outcome.beside)
+    if outcome.crashed is not None and not report.reused_from_disk(outcome.crashed):
+        nothing_reused = True
     if nothing_reused:
         print("  NOTHING CAME FROM KVASIR: see the logs")
     print(report.json_line(outcome))
