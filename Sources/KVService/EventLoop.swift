@@ -441,9 +441,8 @@ final class EventLoop {
     // MARK: Waiting
 
     private func answerWait(for lease: UInt64) {
-        for connection in connections.values where connection.waiting?.id == lease {
-            guard case .lease(let isHex) = connection.waiting!.kind else { continue }
-            connection.waiting = nil
+        resume(lease) { connection, kind in
+            guard case .lease(let isHex) = kind else { return }
             let answer = Result { () throws(StoreError) in
                 try store.withCore { core, now throws(StoreError) in
                     try core.extents(lease: lease, session: connection.session.id, now: now)
@@ -453,19 +452,26 @@ final class EventLoop {
             case .success(let extents): connection.writer.write(extents, isHex: isHex)
             case .failure(let error): connection.writer.error(error.code.description, error.message)
             }
-            serve(connection)
         }
     }
 
     private func answerSync(_ ticket: UInt64, _ error: StoreError?) {
-        for connection in connections.values where connection.waiting?.id == ticket {
-            guard case .sync = connection.waiting!.kind else { continue }
-            connection.waiting = nil
+        resume(ticket) { connection, _ in
             if let error {
                 connection.writer.error(error.code.description, error.message)
             } else {
                 connection.writer.ok()
             }
+        }
+    }
+
+    /// Answers connections that wait for a lease or a sync, and goes on with them. Ids of the two are
+    /// never equal.
+    private func resume(_ id: UInt64, _ answer: (Connection, Connection.Waiting.Kind) -> Void) {
+        for connection in connections.values {
+            guard let waiting = connection.waiting, waiting.id == id else { continue }
+            connection.waiting = nil
+            answer(connection, waiting.kind)
             serve(connection)
         }
     }

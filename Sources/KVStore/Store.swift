@@ -187,11 +187,16 @@ public final class Store: Sendable {
 
     /// What added to ``now()`` in milliseconds gives those since 1970.
     static func wallOffsetMs() -> UInt64 {
-        var time = timespec()
-        clock_gettime(CLOCK_REALTIME, &time)
-        let wall = UInt64(max(0, time.tv_sec)) * 1000 + UInt64(time.tv_nsec) / 1_000_000
+        let wall = wallMs()
         let monotonic = now() / 1_000_000
         return wall > monotonic ? wall - monotonic : 0
+    }
+
+    /// Milliseconds since 1970.
+    static func wallMs() -> UInt64 {
+        var time = timespec()
+        clock_gettime(CLOCK_REALTIME, &time)
+        return UInt64(max(0, time.tv_sec)) * 1000 + UInt64(time.tv_nsec) / 1_000_000
     }
 
     /// Nanoseconds of the clock that deadlines are measured by.

@@ -90,27 +90,36 @@ extension StoreCore {
     }
 
     private mutating func sampleCompleted(_ check: Check, checksum: UInt64) {
-        let place = chunks[check.chunk].firstShard + UInt32(check.shard)
         var isGood = chunks[check.chunk].state == .sealed
-        if shards[place].hasChecksum {
-            counters.checksumsCompared += 1
-            if shards[place].checksum != checksum {
-                if isGood { reportDamage(check.chunk) }
-                isGood = false
-            }
-        } else {
-            counters.checksumsMade += 1
-            shards[place].hasChecksum = true
-            shards[place].checksum = checksum
-        }
-        if !isGood, chunks[check.chunk].state == .sealed {
+        if hasChanged(check, checksum), isGood {
+            reportDamage(check.chunk)
             removeSubtree(check.chunk, fate: .damaged)
+            isGood = false
         }
-        guard let id = check.lease, var lease = readLeases[id] else { return }
-        lease.pending.remove(check.place)
-        if !isGood { lease.gone.insert(check.place) }
+        if let lease = check.lease { settle(lease: lease, place: check.place, isGone: !isGood) }
+    }
+
+    /// Compares with the checksum that the shard has; it gets this one if it has none.
+    mutating func hasChanged(_ check: Check, _ checksum: UInt64) -> Bool {
+        let record = chunks[check.chunk].firstShard + UInt32(check.shard)
+        if shards[record].hasChecksum {
+            counters.checksumsCompared += 1
+            return shards[record].checksum != checksum
+        }
+        counters.checksumsMade += 1
+        shards[record].hasChecksum = true
+        shards[record].checksum = checksum
+        return false
+    }
+
+    /// A place of a read lease is not pending any more. - Returns: false if it was not before.
+    @discardableResult
+    mutating func settle(lease id: UInt64, place: Int, isGone: Bool) -> Bool {
+        guard var lease = readLeases[id], lease.pending.remove(place) != nil else { return false }
+        if isGone { lease.gone.insert(place) }
         readLeases[id] = lease
         if lease.pending.isEmpty { effects.append(.leaseReady(id)) }
+        return true
     }
 
     private mutating func forget(_ job: UInt64, of chunk: UInt32) {

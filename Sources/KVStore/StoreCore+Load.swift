@@ -137,9 +137,10 @@ extension StoreCore {
     /// A run was matched, and so all that it follows: worth a disk, and worth to be kept there.
     private mutating func markUsed(_ run: [UInt32]) {
         guard var chunk = run.last else { return }
-        admitUsed(chunk)
         let seconds = currentSeconds
+        let admits = admitsUsed
         while chunk != Chunk.none {
+            if admits, chunks[chunk].disk == .none { enqueueForDisk(chunk) }
             chunks[chunk].isHot = true
             chunks[chunk].usedSeconds = seconds
             chunk = chunks[chunk].parent

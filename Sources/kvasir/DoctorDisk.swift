@@ -33,17 +33,19 @@ struct DiskExamination {
         }
         var found = isThere ? path : "\(path) (to be made)"
         if isThere, Self.isInUse(path) { found += ", in use by a server" }
-        guard let space = Self.space(existing) else {
+        guard let free = DiskConfiguration.freeBytes(at: existing) else {
             return Finding(
                 name: "disk tier", level: level, found: "\(found): can't see how much is free",
                 remedy: "name another directory with --disk")
         }
         let taken = isThere ? Self.takenBytes(path) : 0
-        let size = disk.byteCount ?? (space.free + taken) / DiskConfiguration.shareOfFreeSpace
-        found += "; would use \(ByteCount(size)), \(ByteCount(space.free)) free"
+        let size =
+            disk.byteCount
+            ?? DiskConfiguration.usualByteCount(freeBytes: free, takenBytes: taken)
+        found += "; would use \(ByteCount(size)), \(ByteCount(free)) free"
         if taken > 0 { found += ", \(ByteCount(taken)) taken already" }
         found += "; \(Self.way(existing))"
-        return finding(found, size: size, room: space.free + taken, level)
+        return finding(found, size: size, room: free + taken, level)
     }
 
     private func finding(
@@ -85,13 +87,6 @@ struct DiskExamination {
             return "no right to write in \(path) (\(String(cString: strerror(errno))))"
         }
         return nil
-    }
-
-    private static func space(_ path: String) -> (free: Int, total: Int)? {
-        var status = statvfs()
-        if statvfs(path, &status) != 0 { return nil }
-        let block = Int(status.f_frsize)
-        return (Int(status.f_bavail) * block, Int(status.f_blocks) * block)
     }
 
     private static func takenBytes(_ path: String) -> Int {

@@ -56,7 +56,7 @@ struct DiskStoreTests {
         let lease = try session.reserve(opened, root: root, keys: keys)
         for position in lease.positions {
             lease.withBytes(of: position) { bytes in
-                bytes.initializeMemory(
+                _ = bytes.initializeMemory(
                     as: UInt8.self, repeating: UInt8(truncatingIfNeeded: keys[position].words.0))
             }
         }

@@ -17,6 +17,19 @@ final class OpenFile: Sendable {
         self.isWritable = isWritable
     }
 
+    /// Takes an open descriptor over, which is closed if its length can't be seen.
+    convenience init(opened descriptor: Int32, name: String, isWritable: Bool) throws(DiskFault) {
+        var status = stat()
+        if fstat(descriptor, &status) != 0 {
+            let fault = DiskFault(errno: errno, "see the length of \(name)")
+            close(descriptor)
+            throw fault
+        }
+        self.init(
+            descriptor: descriptor, name: name, byteCount: Int(status.st_size),
+            isWritable: isWritable)
+    }
+
     deinit { close(descriptor) }
 
     /// Fails what can't be done with this file whatever the device does.
@@ -131,16 +144,9 @@ final class DiskFiles: Sendable {
             descriptor = openat(directory, name, O_RDONLY | flags)
         }
         if descriptor < 0 { throw DiskFault(errno: errno, "open \(path)/\(name)") }
-        var status = stat()
-        if fstat(descriptor, &status) != 0 {
-            let fault = DiskFault(errno: errno, "see the length of \(path)/\(name)")
-            Glibc.close(descriptor)
-            throw fault
-        }
-        let file = OpenFile(
-            descriptor: descriptor, name: "\(path)/\(name)", byteCount: Int(status.st_size),
-            isWritable: isWritable)
-        try add(number, file)
+        try add(
+            number,
+            try OpenFile(opened: descriptor, name: "\(path)/\(name)", isWritable: isWritable))
     }
 
     /// Makes a file of zeros in real blocks, durably; leaves nothing behind when it can't.

@@ -84,15 +84,8 @@ private final class ReadOnlyFiles: Sendable {
         let flags = O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK
         let descriptor = openat(directory, name, flags)
         if descriptor < 0 { throw DiskFault(errno: errno, "open \(path)/\(name)") }
-        var status = stat()
-        if fstat(descriptor, &status) != 0 {
-            let fault = DiskFault(errno: errno, "see the length of \(path)/\(name)")
-            Glibc.close(descriptor)
-            throw fault
-        }
-        let file = OpenFile(
-            descriptor: descriptor, name: "\(path)/\(name)", byteCount: Int(status.st_size),
-            isWritable: false)
+        let file = try OpenFile(
+            opened: descriptor, name: "\(path)/\(name)", isWritable: false)
         table.withLock { $0[number] = file }
     }
 }

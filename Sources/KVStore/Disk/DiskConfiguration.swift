@@ -1,3 +1,5 @@
+internal import Glibc
+
 /// A directory that the store keeps chunks in.
 public struct DiskConfiguration: Sendable {
     /// Its path; made if it does not exist. One store uses it at a time.
@@ -25,4 +27,19 @@ public struct DiskConfiguration: Sendable {
     static let usualSegmentBytes = 256 << 20
     /// Of the free space, what a disk takes where nothing else is asked for: one part in this many.
     public static let shareOfFreeSpace = 4
+
+    /// What a directory is given where nothing else is asked for.
+    ///
+    /// - Parameter takenBytes: of its files now: they count as free.
+    public static func usualByteCount(freeBytes: Int, takenBytes: Int) -> Int {
+        (freeBytes + takenBytes) / shareOfFreeSpace
+    }
+
+    /// Bytes that are free for this user in the file system of a path; nil, and `errno`, if it
+    /// doesn't tell.
+    public static func freeBytes(at path: String) -> Int? {
+        var status = statvfs()
+        if statvfs(path, &status) != 0 { return nil }
+        return Int(status.f_bavail) * Int(status.f_frsize)
+    }
 }

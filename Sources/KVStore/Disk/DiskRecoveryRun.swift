@@ -54,7 +54,7 @@ final class DiskRecoveryRun: Sendable {
     private func run(_ store: () -> Store?) {
         let started = Store.now()
         let recovery = DiskRecovery(
-            volumes.map(\.directory), wallMs: DiskVolume.wallMs()
+            volumes.map(\.directory), wallMs: Store.wallMs()
         ) { progress in
             self.tell(progress, since: started)
             return self.mayGoOn

@@ -49,7 +49,7 @@ final class DiskVolume: Sendable {
         do throws(TierFault) {
             var random = SystemRandomNumberGenerator()
             directory = try DiskDirectory.open(
-                choice.io, nowMs: Self.wallMs(), random: &random)
+                choice.io, nowMs: Store.wallMs(), random: &random)
         } catch {
             choice.io.stop()
             throw StoreError(.disk, "can't use the disk directory \(path): \(error.message)")
@@ -102,12 +102,6 @@ final class DiskVolume: Sendable {
 
     // MARK: Directory and size
 
-    static func wallMs() -> UInt64 {
-        var time = timespec()
-        clock_gettime(CLOCK_REALTIME, &time)
-        return UInt64(max(0, time.tv_sec)) * 1000 + UInt64(time.tv_nsec) / 1_000_000
-    }
-
     /// Opens a directory. A process that was just killed holds its lock until all its memory is
     /// given back, so a lock is waited for.
     private static func open(_ path: String) throws(StoreError) -> DiskIOChoice {
@@ -155,15 +149,13 @@ final class DiskVolume: Sendable {
             }
             return bytes
         }
-        var file = statvfs()
-        guard statvfs(configuration.directory, &file) == 0 else {
+        guard let free = DiskConfiguration.freeBytes(at: configuration.directory) else {
             throw StoreError(
                 .disk,
                 "can't see how much is free in \(configuration.directory): \(String(cString: strerror(errno)))"
             )
         }
-        let free = Int(file.f_bavail) * Int(file.f_frsize)
-        let bytes = (free + takenBytes) / DiskConfiguration.shareOfFreeSpace
+        let bytes = DiskConfiguration.usualByteCount(freeBytes: free, takenBytes: takenBytes)
         if bytes < DiskConfiguration.smallestBytes {
             throw StoreError(
                 .disk,
@@ -187,7 +179,7 @@ final class DiskVolume: Sendable {
             return bytes
         }
         var bytes = DiskConfiguration.usualSegmentBytes
-        while bytes > 1 << 20, bytes > budgetBytes / 8 { bytes /= 2 }
+        while bytes > 1 << 20, bytes > budgetBytes / DiskConfiguration.fewestSegments { bytes /= 2 }
         return bytes
     }
 }

@@ -1,7 +1,7 @@
 internal import KVArena
 package import KVDisk
 internal import KVIdentity
-package import KVTier
+internal import KVTier
 
 // The disk tier of the core: what is on its way to and from disks.
 //
@@ -96,12 +96,17 @@ extension StoreCore {
         for volume in disk.volumes.indices {
             disk.volumes[volume].log.know(space: space.id, json: json)
         }
-        let longest = space.shardBytes.max() ?? 0
-        if disk.volumes.allSatisfy({ $0.log.accepts(byteCount: longest) }) { return }
+        if isAcceptedByDisks(space) { return }
         effects.append(
             .warning(
-                "chunks of model '\(space.modelName ?? "unnamed")' have shards of \(longest) bytes, longer than the "
+                "chunks of model '\(space.modelName ?? "unnamed")' have shards of \(space.longestShardBytes) bytes, longer than the "
                     + "disk's segments take, so they stay in memory only; give --disk-size more"))
+    }
+
+    /// Whether every disk has segments that its shards fit into.
+    func isAcceptedByDisks(_ space: CacheSpace) -> Bool {
+        let longest = space.longestShardBytes
+        return disk.volumes.allSatisfy { $0.log.accepts(byteCount: longest) }
     }
 
     /// Has disks give room back that nothing uses, see ``DiskLog/compact(below:now:)``.
@@ -148,10 +153,10 @@ extension StoreCore {
     private mutating func takeDiskEvents() -> Bool {
         var isAny = false
         for volume in disk.volumes.indices {
-            let events = disk.volumes[volume].log.events
-            if events.isEmpty { continue }
+            if disk.volumes[volume].log.events.isEmpty { continue }
             isAny = true
-            disk.volumes[volume].log.events.removeAll(keepingCapacity: true)
+            var events: [TierEvent] = []
+            swap(&events, &disk.volumes[volume].log.events)
             for event in events { handle(event, of: volume) }
         }
         return isAny
@@ -226,4 +231,8 @@ extension StoreCore {
         }
         return gauges
     }
+}
+
+extension CacheSpace {
+    var longestShardBytes: Int { shardBytes.max() ?? 0 }
 }

@@ -111,19 +111,11 @@ extension StoreCore {
             removeSubtree(chunk, fate: .unreadable)
         }
         let isGone = load.problem != nil || entry.state != .sealed
-        for (id, place) in load.waiting { settle(lease: id, place: place, isGone: isGone) }
-        unpin(chunk)
-    }
-
-    private mutating func settle(lease id: UInt64, place: Int, isGone: Bool) {
-        guard var lease = readLeases[id], lease.pending.remove(place) != nil else { return }
-        if isGone {
-            lease.gone.insert(place)
-        } else {
-            let entry = chunks[lease.chunks[place]]
-            counters.bytesAcquired += spaces[entry.space]!.space.shardBytes[lease.shard]
+        for (id, place) in load.waiting {
+            if settle(lease: id, place: place, isGone: isGone), !isGone {
+                counters.bytesAcquired += space.shardBytes[readLeases[id]!.shard]
+            }
         }
-        readLeases[id] = lease
-        if lease.pending.isEmpty { effects.append(.leaseReady(id)) }
+        unpin(chunk)
     }
 }

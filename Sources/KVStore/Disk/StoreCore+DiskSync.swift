@@ -39,11 +39,10 @@ extension StoreCore {
     /// A chunk that no segment takes can't be made durable.
     private func requireRoomForAllOnDisk() throws(StoreError) {
         for space in spaces.values where space.chunkCount > 0 {
-            let longest = space.space.shardBytes.max() ?? 0
-            if disk.volumes.allSatisfy({ $0.log.accepts(byteCount: longest) }) { continue }
+            if isAcceptedByDisks(space.space) { continue }
             throw StoreError(
                 .disk,
-                "chunks of space \(space.handle) have shards of \(longest) bytes, longer than the disk's "
+                "chunks of space \(space.handle) have shards of \(space.space.longestShardBytes) bytes, longer than the disk's "
                     + "segments take, and are in memory only; give --disk-size more")
         }
     }

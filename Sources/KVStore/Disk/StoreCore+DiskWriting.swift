@@ -24,13 +24,16 @@ extension StoreCore {
     ///
     /// With `all`, too: what failed, or lost its place on the disk, is written again.
     mutating func admitUsed(_ chunk: UInt32) {
-        if !hasDisks || configuration.admission == .eviction { return }
+        if !admitsUsed { return }
         var next = chunk
         while next != Chunk.none {
             if chunks[next].disk == .none { enqueueForDisk(next) }
             next = chunks[next].parent
         }
     }
+
+    /// Whether use brings a chunk to a disk.
+    var admitsUsed: Bool { hasDisks && configuration.admission != .eviction }
 
     /// What is to be done with a chunk that is about to lose its memory.
     enum BeforeEviction {
@@ -89,9 +92,7 @@ extension StoreCore {
     }
 
     private func isAcceptedByDisks(_ chunk: UInt32) -> Bool {
-        spaces[chunks[chunk].space]!.space.shardBytes.allSatisfy { bytes in
-            disk.volumes.allSatisfy { $0.log.accepts(byteCount: bytes) }
-        }
+        isAcceptedByDisks(spaces[chunks[chunk].space]!.space)
     }
 
     /// It stands in the queue no more, if it did.
@@ -166,19 +167,11 @@ extension StoreCore {
     /// A shard's checksum is there: it goes to the disk now.
     mutating func prepared(_ check: Check, checksum: UInt64) {
         let entry = chunks[check.chunk]
-        let record = entry.firstShard + UInt32(check.shard)
         var isGood = entry.state == .sealed && disk.writes[check.chunk]!.fault == nil
-        if shards[record].hasChecksum {
-            counters.checksumsCompared += 1
-            if shards[record].checksum != checksum, isGood {
-                reportDamage(check.chunk)
-                removeSubtree(check.chunk, fate: .damaged)
-                isGood = false
-            }
-        } else {
-            counters.checksumsMade += 1
-            shards[record].hasChecksum = true
-            shards[record].checksum = checksum
+        if hasChanged(check, checksum), isGood {
+            reportDamage(check.chunk)
+            removeSubtree(check.chunk, fate: .damaged)
+            isGood = false
         }
         guard isGood else {
             shardEnded(check.chunk, fault: nil)
