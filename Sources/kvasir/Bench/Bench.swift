@@ -57,6 +57,13 @@ struct Bench: ParsableCommand {
     var size = ByteCount(1 << 30)
 
     @Option(
+        parsing: .upToNextOption,
+        help: ArgumentHelp(
+            "Of 'disk': the chunks to measure, from 4KiB to 64MiB, each a power of two.",
+            valueName: "size"))
+    var chunkSize = BenchDisk.usualSizes.map { ByteCount($0) }
+
+    @Option(
         help: ArgumentHelp(
             "Of 'disk': also a prefix of so many bytes from disk to memory in one go, e.g. 13GB; it takes that much memory, and five times as much disk.",
             valueName: "size"))
@@ -87,6 +94,13 @@ struct Bench: ParsableCommand {
         if size.bytes < 256 << 20 || size.bytes % BenchDisk.granularity != 0 {
             throw ValidationError("--size takes 256MiB or more, a multiple of 64MiB, not \(size)")
         }
+        for size in chunkSize
+        where !(4 << 10...BenchDisk.granularity).contains(size.bytes)
+            || size.bytes & (size.bytes - 1) != 0
+        {
+            throw ValidationError(
+                "--chunk-size takes powers of two from 4KiB to 64MiB, not \(size)")
+        }
         if let prefix, prefix.bytes < 1 << 30 {
             throw ValidationError("--prefix takes 1GiB or more, not \(prefix)")
         }
@@ -105,12 +119,14 @@ struct Bench: ParsableCommand {
     func run() throws {
         let progress = Progress()
         if part == .disk {
-            let results = try BenchDisk(
+            var machine = Self.machine()
+            let (results, fio) = try BenchDisk(
                 directory: directory, byteCount: size.bytes, prefixBytes: prefix?.bytes,
-                rounds: rounds, progress: progress
+                chunkSizes: chunkSize.map(\.bytes), rounds: rounds, progress: progress
             ).run()
+            machine["fio"] = fio
             let report = BenchDiskReport(
-                version: KvasirVersion.current, machine: Self.machine(), results: results)
+                version: KvasirVersion.current, machine: machine, results: results)
             if json { try JSONOutput.print(report) } else { print(report.text) }
             return
         }

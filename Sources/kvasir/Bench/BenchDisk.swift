@@ -16,11 +16,13 @@ struct BenchDisk {
     let byteCount: Int
     /// Bytes of one long prefix; nil for none.
     let prefixBytes: Int?
+    /// Bytes of the chunks that are written and read.
+    let chunkSizes: [Int]
     let rounds: Int
     let progress: Progress
 
-    /// Bytes of a chunk.
-    private static let sizes = [256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20]
+    /// The chunks that are measured where nothing else is asked for, in bytes.
+    static let usualSizes = [256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20]
     /// What the bytes of a run are a multiple of.
     static let granularity = 64 << 20
     /// Chunks, or requests to the device, under way at a time.
@@ -39,20 +41,22 @@ struct BenchDisk {
         var reached: Bool?
     }
 
-    func run() throws -> [Result] {
+    func run() throws -> (results: [Result], fio: String?) {
         let path = directory + "/kvasir-bench-\(getpid())"
         try FileManager.default.createDirectory(
             atPath: path, withIntermediateDirectories: true,
             attributes: [.posixPermissions: 0o700])
         defer { try? FileManager.default.removeItem(atPath: path) }
+        progress.tell("disk: fio")
+        let fio = FioRun(directory: path, byteCount: byteCount).describe()
         var results: [Result] = []
-        for size in Self.sizes { results += try measure(chunkBytes: size, path) }
+        for size in chunkSizes { results += try measure(chunkBytes: size, path) }
         results += try BenchFlushing(
             path: path + "/flushing", rounds: rounds, progress: progress
         ).run()
         if let prefixBytes { results += try measurePrefix(prefixBytes, path) }
         progress.done()
-        return results
+        return (results, fio)
     }
 
     // MARK: Rates
