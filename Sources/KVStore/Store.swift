@@ -15,8 +15,9 @@ internal import Synchronization
 ///
 /// The core is one value behind one lock, held for microseconds and never across I/O, hashing or
 /// copying. Beside the callers work threads: `kv-fault` fault the arena in and end, `kv-check`
-/// hashes what is sampled for verification and what goes to or comes from disks, `kv-recover` reads
-/// what all disks have at the start and ends, and the disks have their own.
+/// hashes what is sampled for verification and what comes from disks, `kv-flush` hashes what goes to
+/// disks, when nobody else needs the processor, `kv-recover` reads what all disks have at the start
+/// and ends, and the disks have their own.
 public final class Store: Sendable {
     /// How a store is made.
     public struct Configuration: Sendable {
@@ -64,8 +65,10 @@ public final class Store: Sendable {
     package let logger: Logger
 
     private let core: Locked<StoreCore>
-    private let checks = Locked<HashQueue>(HashQueue())
-    private let checksWaiting = DispatchSemaphore(value: 0)
+    /// What somebody may wait for.
+    private let checks = HashQueue()
+    /// What goes to disks.
+    private let flushes = HashQueue()
     private let isStopping = Atomic<Bool>(false)
     private let faulter: ArenaFaulter
     private let threads = Locked<[NamedThread]>([])
@@ -130,29 +133,49 @@ public final class Store: Sendable {
     private func start(faultThreads: Int) {
         // The threads hold the parts that they use, not the store, so that dropping the store ends
         // them.
-        let started = [
-            NamedThread("kv-check") {
-                [weak self, checksWaiting, arena, hasDisks = !disks.isEmpty] in
+        var started = [
+            NamedThread("kv-check") { [weak self, checks, arena, hasDisks = !disks.isEmpty] in
                 while true {
                     // Disks have deadlines too, and an embedded store has no event loop that would
                     // let time pass.
                     let end = hasDisks ? DispatchTime.now() + Self.diskTick : .distantFuture
-                    let isTick = checksWaiting.wait(timeout: end) == .timedOut
+                    let isTick = !checks.wait(until: end)
                     guard let self, !self.isStopping.load(ordering: .acquiring) else { return }
                     if isTick { self.withCore { core, now in core.advance(to: now) } }
-                    self.hashWaiting(arena)
+                    self.hash(from: checks, arena)
                 }
             }
         ]
+        if !disks.isEmpty {
+            started.append(
+                NamedThread("kv-flush") { [weak self, flushes, arena] in
+                    // Saves and loads don't wait for it, so it waits for them.
+                    Self.yieldToOthers()
+                    while true {
+                        _ = flushes.wait(until: .distantFuture)
+                        guard let self, !self.isStopping.load(ordering: .acquiring) else { return }
+                        self.hash(from: flushes, arena)
+                    }
+                })
+        }
         threads.withLock { $0 = started }
         faulter.start(threads: faultThreads) { [weak self] slabs in
             self?.withCore { core, _ in core.slabsBecameReady(slabs) }
         }
     }
 
-    /// Hashes what waits for it: first what somebody may wait for, then what goes to disks.
-    private func hashWaiting(_ arena: SharedArena) {
-        while !isStopping.load(ordering: .acquiring), let next = checks.withLock({ $0.next() }) {
+    /// Has the calling thread run after others.
+    private static func yieldToOthers() {
+        // Process 0 is the calling thread on Linux. Without the right to do so it runs as others do.
+        _ = setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, flushNiceness)
+    }
+
+    /// Of 19.
+    private static let flushNiceness: Int32 = 10
+
+    /// Hashes what waits for it.
+    private func hash(from queue: HashQueue, _ arena: SharedArena) {
+        while !isStopping.load(ordering: .acquiring), let next = queue.next() {
             if !withCore({ core, _ in core.wantsCheck(next.job) }) { continue }
             let bytes = arena.bytes(offset: next.offset, length: next.length)
             let checksum = kv_xxh3_64(bytes.baseAddress, bytes.count)
@@ -174,7 +197,7 @@ public final class Store: Sendable {
         faulter.stop()
         recovery.stop()
         for disk in disks { disk.stop() }
-        checksWaiting.signal()
+        for queue in [checks, flushes] { queue.wake() }
         let started = threads.withLock { threads in
             defer { threads = [] }
             return threads
@@ -227,15 +250,11 @@ public final class Store: Sendable {
         for effect in effects {
             switch effect {
             case .check(let job, let offset, let length):
-                checks.withLock {
-                    $0.append(.init(job: job, offset: offset, length: length, clearsPadding: false))
-                }
-                checksWaiting.signal()
+                checks.append(
+                    .init(job: job, offset: offset, length: length, clearsPadding: false))
             case .prepare(let job, let offset, let length):
-                checks.withLock {
-                    $0.append(.init(job: job, offset: offset, length: length, clearsPadding: true))
-                }
-                checksWaiting.signal()
+                flushes.append(
+                    .init(job: job, offset: offset, length: length, clearsPadding: true))
             case .io(let volume, let request):
                 disks[volume].carryOut(request) { [weak self] id, outcome in
                     self?.withCore { core, now in
@@ -370,16 +389,23 @@ private struct HashJob {
     var clearsPadding: Bool
 }
 
-/// What is to be hashed: what somebody may wait for before what goes to disks, each in its order.
-private struct HashQueue {
-    private var urgent = ArraySlice<HashJob>()
-    private var writes = ArraySlice<HashJob>()
+/// What is to be hashed by one thread, in order.
+private final class HashQueue: Sendable {
+    private let jobs = Locked(ArraySlice<HashJob>())
+    private let isWanted = DispatchSemaphore(value: 0)
 
-    mutating func append(_ job: HashJob) {
-        if job.clearsPadding { writes.append(job) } else { urgent.append(job) }
+    func append(_ job: HashJob) {
+        jobs.withLock { $0.append(job) }
+        isWanted.signal()
     }
 
-    mutating func next() -> HashJob? { urgent.popFirst() ?? writes.popFirst() }
+    func next() -> HashJob? { jobs.withLock { $0.popFirst() } }
+
+    /// - Returns: false if nothing came in time.
+    func wait(until end: DispatchTime) -> Bool { isWanted.wait(timeout: end) == .success }
+
+    /// Ends a wait although nothing came.
+    func wake() { isWanted.signal() }
 }
 
 /// Waits for one sync.
