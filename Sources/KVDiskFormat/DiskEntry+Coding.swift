@@ -67,7 +67,7 @@ extension DiskEntry {
     init(with reader: FieldReader, at offset: Int) throws(DiskFormatError) {
         let kindByte = reader.u8(at: offset + Place.kind)
         guard let kind = Kind(rawValue: kindByte) else {
-            throw reader.damaged(offset + Place.kind, "kind of entry", "is \(kindByte), not 1 to 5")
+            throw reader.damaged(offset + Place.kind, "kind of entry", "is \(kindByte), not 1 to 6")
         }
         self.kind = kind
         for (place, field) in Self.bytesThatAreZero where reader.u8(at: offset + place) != 0 {
@@ -138,7 +138,7 @@ extension DiskEntry {
     }
 
     private var identityProblem: Problem? {
-        if kind != .chunk, kind != .dropKey, key != .zeros {
+        if kind != .chunk, kind != .dropKey, kind != .expireKey, key != .zeros {
             return Problem(Place.key, "key", "is not zero")
         }
         if kind != .chunk || chunkIndex == 0, parent != .zeros {
@@ -153,7 +153,7 @@ extension DiskEntry {
         if kind != .chunk, chunkIndex != 0 {
             return Problem(Place.chunkIndex, "chunk index", "is \(chunkIndex), not 0")
         }
-        if kind != .chunk, expiresMs != 0 {
+        if kind != .chunk, kind != .expireKey, expiresMs != 0 {
             return Problem(Place.expiresMs, "expires", "is \(expiresMs), not 0")
         }
         return boundProblem

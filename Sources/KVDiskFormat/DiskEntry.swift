@@ -18,11 +18,14 @@ package struct DiskEntry: Hashable, Sendable {
         case dropSpace = 4
         /// The description of a space; the body is its canonical JSON.
         case space = 5
+        /// A key is dropped, with all that follows it, at a time; what was said of it before about
+        /// that counts no more.
+        case expireKey = 6
 
         /// Whether a body follows in the group.
         package var hasBody: Bool { self == .chunk || self == .space }
-        /// Whether it says that something was dropped.
-        package var isDrop: Bool { self == .dropKey || self == .dropRoot || self == .dropSpace }
+        /// Whether it says that something is dropped, at once or at a time.
+        package var isDrop: Bool { !hasBody }
     }
 
     /// What was written.
@@ -51,9 +54,9 @@ package struct DiskEntry: Hashable, Sendable {
     package var bodyChecksum: UInt64
     /// When it was written, in milliseconds since 1970.
     package var writtenMs: UInt64
-    /// When the chunk expires, in milliseconds since 1970; 0 for never.
+    /// When the chunk, or the key, expires, in milliseconds since 1970; 0 for never.
     package var expiresMs: UInt64
-    /// What was dropped are entries with a sequence below this one: the sequence that the drop had
+    /// What is dropped are entries with a sequence below this one: the sequence that the drop had
     /// when it was first written, also where it is written again later. 0 for other kinds, and for
     /// a drop that has no sequence yet.
     package var bound: UInt64
@@ -97,6 +100,16 @@ package struct DiskEntry: Hashable, Sendable {
         entry.key = key
         entry.space = space
         entry.root = root
+        return entry
+    }
+
+    /// An entry that drops a key and all that follows it at a time, 0 for never.
+    package static func expireKey(
+        _ key: Digest, space: Digest, root: Digest, expiresMs: UInt64, writtenMs: UInt64
+    ) -> DiskEntry {
+        var entry = dropKey(key, space: space, root: root, writtenMs: writtenMs)
+        entry.kind = .expireKey
+        entry.expiresMs = expiresMs
         return entry
     }
 

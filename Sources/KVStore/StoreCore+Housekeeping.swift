@@ -184,6 +184,7 @@ extension StoreCore {
             chunks[chunk].hasTimeToLive = ms > 0
             timesToLive[chunk] = ms > 0 ? due : nil
             if ms > 0 { deadlines.add(.timeToLive(chunk: chunk), due: due) }
+            tellDisksOfExpiry(chunk)
         }
         return found.count
     }
@@ -237,6 +238,18 @@ extension StoreCore {
     }
 
     /// Nothing of it comes back from a disk, whether the index has it now or not.
+    /// What is written later has its time with it.
+    private mutating func tellDisksOfExpiry(_ chunk: UInt32) {
+        let entry = chunks[chunk]
+        guard entry.disk == .written || entry.disk == .writing else { return }
+        let (root, space) = (roots[Int(entry.root)].digest, spaces[entry.space]!.id)
+        let expiry = TierDrop.keyLater(
+            entry.key, root: root, space: space, atMs: expiryMs(of: chunk))
+        for volume in disk.volumes.indices {
+            disk.volumes[volume].log.drop(expiry, now: currentTime)
+        }
+    }
+
     mutating func dropOnDisks(_ drop: TierDrop) {
         for volume in disk.volumes.indices { disk.volumes[volume].log.drop(drop, now: currentTime) }
         if isRecovering { disk.recentDrops.insert(drop) }

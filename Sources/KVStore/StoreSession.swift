@@ -128,6 +128,19 @@ public final class StoreSession: Sendable {
         }
     }
 
+    /// Has the leading keys that are there dropped after some seconds, with all that follow them; 0
+    /// takes the limit away. It holds after a restart, too. - Returns: for how many chunks.
+    @discardableResult
+    public func expire(
+        _ space: Space, root: Root, keys: [Digest], seconds: Double
+    ) throws(StoreError) -> Int {
+        try store.withCore { core, now throws(StoreError) in
+            try core.expire(
+                space: space.handle, root: root.digest, keys: keys,
+                ms: UInt64(max(0, seconds * 1000)), session: id, now: now)
+        }
+    }
+
     /// Why the first key that is not there is not there.
     public func explain(_ space: Space, root: Root, keys: [Digest]) throws(StoreError) -> String {
         try store.withCore { core, now throws(StoreError) in

@@ -16,6 +16,10 @@ package enum TierEvent: Hashable, Sendable {
     /// again. Then it calls ``KVTier/reclaimed(_:now:)``. With `keepAll` nothing may be given up
     /// that can be read; else the owner chooses.
     case reclaim(segment: UInt32, keepAll: Bool)
+    /// The tier does not answer. What is being read may take long, so nobody should wait for it;
+    /// until it answers again, ``KVTier/isStalled`` is true and reads that had not been begun fail
+    /// with ``TierFault/stalled``.
+    case stalled
     /// Something that an operator should know.
     case trouble(message: String)
 }
@@ -36,8 +40,11 @@ package protocol KVTier: Sendable {
 
     /// Whether a shard of this length can ever be kept.
     func accepts(byteCount: Int) -> Bool
-    /// False while suspended after a fault, or while its queue is at its bound.
+    /// False while suspended after a fault, while it does not answer, or while its queue is at its
+    /// bound.
     func takesWrites(now: UInt64) -> Bool
+    /// Whether something has been under way for so long that others should not be asked for.
+    var isStalled: Bool { get }
 
     /// Keeps a record whose bytes are in the arena; ends with ``TierEvent/written(owner:place:)`` or
     /// ``TierEvent/writeFailed(owner:fault:)``.

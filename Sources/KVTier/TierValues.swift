@@ -77,12 +77,17 @@ package enum TierDrop: Hashable, Sendable {
     case root(Digest, space: Digest)
     /// All of a space.
     case space(Digest)
+    /// A key and all that follows it, at a time in milliseconds since 1970, 0 for never. Of several
+    /// times the last one that was told counts; chunks that are written later have their own.
+    case keyLater(Digest, root: Digest, space: Digest, atMs: UInt64)
 }
 
 /// Why a tier could not do something.
 package struct TierFault: Error, Hashable, Sendable, CustomStringConvertible {
     /// The code of a fault that comes from want of room, where none of the other records can go.
     package static let noRoom = "no-room"
+    /// The code of a fault that says nothing of what was asked for: the tier does not answer.
+    package static let stalled = "stalled"
 
     /// One word for it.
     package var code: String

@@ -168,6 +168,11 @@ struct GroupTests {
         for kind in UInt8.min ... .max where kind != 1 {
             #expect(sample.sealed { $0[64 + 128] = kind } == .damaged, "kind \(kind)")
         }
+        // An expiry is a drop with a time, and nothing else becomes one.
+        for kind in UInt8.min ... .max where kind != 2 && kind != 6 {
+            #expect(sample.sealed { $0[320 + 128] = kind } == .damaged, "tombstone \(kind)")
+        }
+        #expect(sample.sealed { $0[320 + 128] = 6 } == nil)
         // What a tombstone and a space have no use for.
         let parent = 32..<64
         let rest = Array(parent) + Array(132..<140) + Array(192..<200)
@@ -396,7 +401,8 @@ struct GroupTests {
         }
         let end = UInt64(footer.groupsEnd)
         let offset = UInt64(trailer.footerOffset)
-        let ends = [0, 4_096, end - 4_096, end + 1, offset + 4_096, 1 << 63, UInt64.max]
+        let bodiesEnd = footer.entries.map { UInt64($0.bodyOffset + $0.paddedBodyBytes) }.max()!
+        let ends = [0, 4_096, bodiesEnd - 4_096, end + 1, offset + 4_096, 1 << 63, UInt64.max]
         for value in ends {
             #expect(sealed { store(value, in: &$0, at: 40) } == .damaged, "groups end at \(value)")
         }

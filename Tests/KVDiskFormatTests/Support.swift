@@ -24,7 +24,11 @@ extension SeededGenerator {
 
     /// An entry without sequence and place, and its body.
     mutating func entry(bodyBytes most: Int = 9_000) -> (entry: DiskEntry, body: [UInt8]) {
-        switch below(8) {
+        switch below(9) {
+        case 8:
+            let entry = DiskEntry.expireKey(
+                digest(), space: digest(), root: digest(), expiresMs: word(), writtenMs: word())
+            return (entry, [])
         case 0:
             return (.dropKey(digest(), space: digest(), root: digest(), writtenMs: word()), [])
         case 1:

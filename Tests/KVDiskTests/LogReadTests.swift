@@ -97,4 +97,41 @@ struct LogReadTests {
             #expect(good == isOpen)
         }
     }
+
+    @Test("A disk that does not answer: what waits for its turn fails softly, what is new at once")
+    func stalls() {
+        var bench = bench { $0.patienceNs = 3 * LogTimes.second }
+        func faults(_ bench: LogBench) -> [UInt64: String] {
+            var faults: [UInt64: String] = [:]
+            for case .read(let owner, let fault) in bench.events {
+                faults[owner] = fault?.code ?? ""
+            }
+            return faults
+        }
+        func stalls(_ bench: LogBench) -> Int { bench.events.count { $0 == .stalled } }
+        let place = bench.place(of: 2)!
+        bench.read(100, place)
+        bench.advance(by: LogTimes.second)
+        bench.read(200, place)
+        #expect(bench.log.nextDeadline == 3 * LogTimes.second)
+        bench.advance(by: 2 * LogTimes.second - 1)
+        #expect(stalls(bench) == 0 && bench.log.takesWrites(now: bench.now))
+        bench.advance(by: 1)
+        #expect(stalls(bench) == 1 && bench.log.isStalled && bench.log.isSuspended)
+        #expect(faults(bench) == [200: TierFault.stalled], "100 is the kernel's")
+        bench.read(300, place)
+        #expect(faults(bench)[300] == TierFault.stalled)
+        #expect(!bench.log.takesWrites(now: bench.now))
+        #expect(bench.log.nextDeadline ?? .max > bench.now, "it does not wake for this again")
+        #expect(ranges(bench) == [1], "no request is added")
+
+        bench.finishAll()
+        #expect(faults(bench)[100] == "" && !bench.log.isStalled)
+        #expect(bench.log.takesWrites(now: bench.now) && bench.troubles == 2)
+        bench.read(400, place)
+        bench.finishAll()
+        #expect(faults(bench)[400] == "" && bench.log.counters.stalls == 1)
+        // Nothing is owed to the reads that failed: the segment can be emptied.
+        #expect(bench.log.segments[place.segment]!.reads == 0)
+    }
 }

@@ -355,7 +355,7 @@ final class LogSimulation {
                 throw violation("a record of key \(key) is not among those of its segment")
             }
             reclaim = Reclaim(segment: segment, keepAll: keepAll, keys: Set(there))
-        case .trouble: break
+        case .stalled, .trouble: break
         }
     }
 

@@ -75,6 +75,7 @@ struct RecoveryModel {
             let isMeant =
                 switch drop.kind {
                 case .dropKey: path.contains(drop.key)
+                case .expireKey: false
                 case .dropRoot: drop.root == copy.newest.root && drop.space == copy.newest.space
                 default: drop.space == copy.newest.space
                 }
@@ -104,8 +105,17 @@ struct RecoveryModel {
             else { return nil }
             shards.append(last)
         }
-        if newest.expiresMs != 0, newest.expiresMs < wallMs { return nil }
+        let expiresMs = expiresMs(of: copy)
+        if expiresMs != 0, expiresMs < wallMs { return nil }
         return shards
+    }
+
+    /// What was told of the key after it was written, or what was written.
+    private func expiresMs(of copy: Copy) -> UInt64 {
+        let later = written[copy.volume].filter {
+            $0.kind == .expireKey && $0.key == copy.newest.key && $0.bound > copy.newest.sequence
+        }
+        return (later.max { $0.bound < $1.bound } ?? copy.newest).expiresMs
     }
 
     /// The keys from the first to this one; nil if one of those before it is not valid.
@@ -195,6 +205,11 @@ struct RandomLog {
         case 1 where below(3) == 0:
             return drop(.dropRoot(root, space: space.id, writtenMs: 1), &group)
         case 2 where below(6) == 0: return drop(.dropSpace(space.id, writtenMs: 1), &group)
+        case 3:
+            let expiry = DiskEntry.expireKey(
+                keys[place], space: space.id, root: root,
+                expiresMs: [0, 500, 1500][below(3)], writtenMs: 1)
+            return drop(expiry, &group)
         default: break
         }
         let parent = index == 0 ? nil : keys[below(25) == 0 ? below(keys.count) : place - 1]

@@ -25,6 +25,8 @@ final class DiskSimulation {
         var hasWriteFaults = false
         /// Reads fail, and bits turn.
         var hasReadFaults = false
+        /// The disks don't answer for a while now and then.
+        var isLate = false
         var admission = DiskAdmission.all
 
         var testDescription: String { name }
@@ -34,6 +36,7 @@ final class DiskSimulation {
             Kind(name: "tight", isTight: true),
             Kind(name: "write faults", hasWriteFaults: true),
             Kind(name: "all faults", isTight: true, hasWriteFaults: true, hasReadFaults: true),
+            Kind(name: "late", isLate: true),
             Kind(name: "on second use", isTight: true, admission: .secondUse),
             Kind(name: "on eviction", admission: .eviction),
         ]
@@ -57,6 +60,10 @@ final class DiskSimulation {
         var sealed: Set<Digest>
         /// What is to be gone for good then.
         var dropped: Set<Digest>
+        /// When what expires is to be gone for good.
+        var expiries: [Digest: UInt64]
+        /// Of which it is durable when they expire, or that they don't.
+        var unsettled: Set<Digest>
     }
 
     static let pages = 48
@@ -83,6 +90,12 @@ final class DiskSimulation {
     var dropped: Set<Digest> = []
     /// Those among them whose drop is durable: they must not come back.
     var gone: Set<Digest> = []
+    /// When chunks expire, and those among them of which that is durable.
+    var expiries: [Digest: UInt64] = [:]
+    var durableExpiries: [Digest: UInt64] = [:]
+    /// Of which that was told and is not durable; and those of which a crash made that uncertain.
+    var unsettled: Set<Digest> = []
+    var uncertain: Set<Digest> = []
     /// What is still to be handed to the core after a start.
     var recovery: (found: RecoveredDisks, batches: [RecoveredBatch])?
     var counts: [String: Int] = [:]
@@ -171,6 +184,7 @@ final class DiskSimulation {
             default: break
             }
         }
+        if kind.isLate { faults.late = 0.02 }
         if kind.hasReadFaults {
             faults.readError = 0.02
             faults.flipOnRead = 0.02
@@ -213,6 +227,13 @@ final class DiskSimulation {
         for key in gone where try isThere(key) {
             throw Failure(description: "\(key) was dropped for good and is back")
         }
+        expiries = durableExpiries
+        uncertain.formUnion(unsettled)
+        unsettled = []
+        for (key, due) in expiries where try isThere(key) {
+            if due <= now { throw Failure(description: "\(key) has expired and is back") }
+            count("expiries kept")
+        }
         if keepsAll {
             for key in durable where try !isThere(key) {
                 throw Failure(description: "\(key) was durable and is lost")
@@ -225,10 +246,14 @@ final class DiskSimulation {
     }
 
     func isThere(_ key: Digest) throws -> Bool {
+        let place = try place(of: key)
+        return place != .absent && place != .beingWritten
+    }
+
+    func place(of key: Digest) throws -> StoreCore.Location {
         let node = nodes[key]!
-        let places = try core.locate(
-            space: handles[node.space], root: node.root, keys: [key], session: session, now: now)
-        return places[0] != .absent && places[0] != .beingWritten
+        return try core.locate(
+            space: handles[node.space], root: node.root, keys: [key], session: session, now: now)[0]
     }
 
     func count(_ what: String, _ number: Int = 1) { counts[what, default: 0] += number }
@@ -384,7 +409,8 @@ final class DiskSimulation {
         case 56..<60: try prefetch()
         case 60..<74: hashSome()
         case 74..<88: stepDisks()
-        case 88..<90: try drop()
+        case 88: try drop()
+        case 89: if pick(2) == 0 { try drop() } else { try expire() }
         case 90..<93: try sync()
         case 93..<95: recoverSome()
         case 95: pass(UInt64(pick(3)) * second)
@@ -442,6 +468,8 @@ final class DiskSimulation {
             let key = prompt[position].path.last!
             dropped.remove(key)
             gone.remove(key)
+            expiries[key] = nil
+            forgetExpiry(key)
             for ticket in syncs.keys { syncs[ticket]!.dropped.remove(key) }
         }
         count("saves", granted.count)
@@ -455,9 +483,57 @@ final class DiskSimulation {
         count("hits", match.count)
         count("disk hits", match.tiers.count { $0 == .disk })
         if match.hold != 0 { holds[match.hold] = Array(prompt.prefix(match.count)) }
-        for node in prompt.prefix(match.count) where gone.contains(node.path.last!) {
-            throw Failure(description: "\(node.path.last!) was dropped and matches")
+        for node in prompt.prefix(match.count) {
+            let key = node.path.last!
+            if gone.contains(key) { throw Failure(description: "\(key) was dropped and matches") }
+            if expiries[key] ?? .max <= now {
+                throw Failure(description: "\(key) has expired and matches")
+            }
         }
+    }
+
+    /// Sets when chunks expire, or that they don't.
+    func expire() throws {
+        let prompt = prompt()
+        let ms = UInt64([0, 1, 100, 5_000][pick(4)])
+        let found = try core.expire(
+            space: handles[prompt[0].space], root: prompt[0].root, keys: prompt.last!.path, ms: ms,
+            session: session, now: now)
+        for node in prompt.prefix(found) {
+            let key = node.path.last!
+            expiries[key] = ms == 0 ? nil : now + ms * 1_000_000
+            forgetExpiry(key)
+            unsettled.insert(key)
+            if ms == 0 { continue }
+            for (key, other) in nodes where other.path.starts(with: node.path) {
+                durable.remove(key)
+                for ticket in syncs.keys { syncs[ticket]!.sealed.remove(key) }
+            }
+        }
+        count("expiries", ms == 0 ? 0 : found)
+    }
+
+    /// What was told earlier counts no more.
+    func forgetExpiry(_ key: Digest) {
+        durableExpiries[key] = nil
+        unsettled.remove(key)
+        uncertain.remove(key)
+        for ticket in syncs.keys {
+            syncs[ticket]!.expiries[key] = nil
+            syncs[ticket]!.unsettled.remove(key)
+        }
+    }
+
+    /// Holds a chunk for two minutes. - Returns: a lease of its first shard.
+    func acquire(_ node: Node) throws -> UInt64 {
+        let match = try core.match(
+            space: handles[node.space], root: node.root, keys: node.path, holdMs: 120_000,
+            readers: 1, session: session, now: now)
+        return try core.acquire(hold: match.hold, shard: 0, session: session, now: now).lease
+    }
+
+    func extent(_ lease: UInt64) throws -> Extent {
+        try core.extents(lease: lease, session: session, now: now)[0]
     }
 
     func acquire() throws {
@@ -534,9 +610,13 @@ final class DiskSimulation {
     }
 
     func sync() throws {
-        let sealed = try nodes.keys.filter { try isThere($0) }
+        let sealed = try nodes.filter { key, node in
+            try isThere(key)
+                && !node.path.contains { expiries[$0] != nil || uncertain.contains($0) }
+        }
         let ticket = try core.sync(now: now)
-        syncs[ticket] = Sync(sealed: Set(sealed), dropped: dropped)
+        syncs[ticket] = Sync(
+            sealed: Set(sealed.keys), dropped: dropped, expiries: expiries, unsettled: unsettled)
     }
 
     func synced(_ ticket: UInt64, _ fault: TierFault?) {
@@ -548,6 +628,8 @@ final class DiskSimulation {
         count("syncs")
         durable.formUnion(sync.sealed)
         gone.formUnion(sync.dropped)
+        durableExpiries.merge(sync.expiries) { $1 }
+        unsettled.subtract(sync.unsettled)
     }
 
     func look() throws {

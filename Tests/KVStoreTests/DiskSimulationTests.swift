@@ -1,4 +1,6 @@
 import Foundation
+import KVDisk
+import KVIdentity
 import KVStore
 import Testing
 
@@ -37,8 +39,57 @@ struct DiskSimulationTests {
         print("disk simulation '\(kind.name)': \(counts.sorted { $0.key < $1.key })")
         // A few seeds need not have seen everything.
         if Self.seeds < Self.usualSeeds { return }
-        for what in ["saves", "hits", "disk hits", "reads", "syncs", "drops", "crashes"] {
+        for what in [
+            "saves", "hits", "disk hits", "reads", "syncs", "drops", "expiries", "crashes",
+        ] {
             #expect(counts[what, default: 0] > 0, "\(what)")
         }
+    }
+
+    @Test("Nobody waits long for a disk that does not answer, and nothing on it is lost")
+    func stalledDisk() throws {
+        let kind = DiskSimulation.Kind.all[0]
+        let simulation = try DiskSimulation(seed: Self.first, kind: kind)
+        while simulation.core.gauges.disk.chunksOnDiskOnly < 20 {
+            try simulation.save()
+            simulation.drain()
+            try simulation.rest()
+        }
+        let node = try #require(
+            try simulation.nodes.sorted { $0.key < $1.key }.first { key, node in
+                try node.path.count == 1 && simulation.place(of: key) == .disk
+            }?.value, "seed \(Self.first)")
+        for disk in simulation.disks {
+            disk.faults.late = 1
+            disk.faults.lateNanoseconds = 60_000_000_000...60_000_000_000
+        }
+
+        let waiting = try simulation.acquire(node)
+        simulation.drain()
+        simulation.pass(9_000_000_000)
+        #expect(try simulation.extent(waiting) == .pending)
+        simulation.pass(2_000_000_000)
+        #expect(try simulation.extent(waiting) == .gone)
+        #expect(simulation.core.gauges.disk.disksSuspended == 1)
+        // At once, now that it is known.
+        let late = try simulation.acquire(node)
+        simulation.drain()
+        #expect(try simulation.extent(late) == .gone)
+        _ = try simulation.core.prefetch(
+            space: simulation.handles[node.space], root: node.root, keys: node.path,
+            session: simulation.session, now: simulation.now)
+        simulation.drain()
+        #expect(simulation.core.brokenInvariant() == nil)
+
+        for disk in simulation.disks { disk.faults = SimulatedFaults() }
+        simulation.pass(60_000_000_000)
+        try simulation.rest()
+        #expect(simulation.core.gauges.disk.disksSuspended == 0)
+        let again = try simulation.acquire(node)
+        simulation.drain()
+        try simulation.rest()
+        let extent = try simulation.extent(again)
+        #expect(extent != .gone && extent != .pending)
+        #expect(simulation.isRight(extent, key: node.path[0], shard: 0))
     }
 }

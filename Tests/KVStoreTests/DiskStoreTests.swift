@@ -138,6 +138,29 @@ struct DiskStoreTests {
         again.stop()
     }
 
+    @Test("When a chunk that is on disk expires was told later, and counts after a restart")
+    func expiries() throws {
+        let (short, long, never) = (keys(1, 2), keys(2, 2), keys(3, 2))
+        let store = try open()
+        for keys in [short, long, never] { try save(store, keys) }
+        try store.sync()
+        let session = store.session(name: "test")
+        let opened = try session.open(space)
+        for keys in [short, never] {
+            #expect(try session.expire(opened, root: root, keys: keys, seconds: 0.5) == 2)
+        }
+        #expect(try session.expire(opened, root: root, keys: long, seconds: 3600) == 2)
+        #expect(try session.expire(opened, root: root, keys: never, seconds: 0) == 2)
+        try store.sync()
+        store.stop()
+        usleep(600_000)
+
+        let again = try open()
+        defer { again.stop() }
+        #expect(try load(again, short) == 0)
+        #expect(try load(again, long) == 2 && load(again, never) == 2)
+    }
+
     @Test("Prompts are spread over several directories, and found again")
     func severalDirectories() throws {
         let other = Directory()

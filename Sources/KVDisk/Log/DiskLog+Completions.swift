@@ -4,7 +4,9 @@ extension DiskLog {
         guard let task = underWay.removeValue(forKey: id) else {
             preconditionFailure("request \(id) is not under way")
         }
+        currentTime = now
         if outcome != .done { counters.faults += 1 }
+        noteAnswer(now)
         switch task {
         case .group(let number): groupEnded(id, of: number, outcome, now: now)
         case .sync(let number): synced(number, outcome, now: now)

@@ -11,6 +11,8 @@ enum Trouble: Sendable {
     case cornered
     case remove
     case open
+    case stall
+    case answer
 }
 
 extension DiskLog {
@@ -24,6 +26,43 @@ extension DiskLog {
         let seconds = suspension / LogTimes.second
         say(trouble, "\(fault.message); the disk tier tries again in \(seconds) s", now)
         failTickets(above: 0, TierFault(fault))
+    }
+
+    // MARK: A disk that does not answer
+
+    /// Why nothing is asked of the disk while it is stalled.
+    var stallFault: TierFault {
+        let seconds = configuration.patienceNs / LogTimes.second
+        return TierFault(
+            code: TierFault.stalled, message: "the disk has not answered for \(seconds) s")
+    }
+
+    /// Finds out whether something has been under way for too long.
+    mutating func noteStall(_ now: UInt64) {
+        guard !isStalled, let oldest = requestTimes.first,
+            oldest.time + configuration.patienceNs <= now
+        else { return }
+        isStalled = true
+        counters.stalls += 1
+        events.append(.stalled)
+        say(
+            .stall,
+            "\(stallFault.message); until it does, what is on it is computed again, and nothing is "
+                + "written to it. Look for a failing or overloaded device", now)
+        failReadsThatWait(stallFault)
+    }
+
+    /// Something has ended: the disk answers again if the rest is not late, too.
+    mutating func noteAnswer(_ now: UInt64) {
+        while let first = requestTimes.first, underWay[first.id] == nil {
+            _ = requestTimes.removeFirst()
+        }
+        guard isStalled else { return }
+        if let oldest = requestTimes.first, oldest.time + configuration.patienceNs <= now { return }
+        isStalled = false
+        // What waited for room waited for the disk.
+        if noRoomSince != nil { noRoomSince = now }
+        say(.answer, "the disk answers again", now)
     }
 
     mutating func say(_ trouble: Trouble, _ message: String, _ now: UInt64) {

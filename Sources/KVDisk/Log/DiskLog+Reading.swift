@@ -12,6 +12,7 @@ extension DiskLog {
                     message: "segment \(place.segment) of the disk can't be read; what it held is "
                         + "computed again"))
         }
+        if isStalled { return readFailed(owner, stallFault) }
         segments[place.segment]!.reads += 1
         let read = LogRead(place: place, extent: extent, owner: owner)
         if segment.isOpen {
@@ -20,6 +21,18 @@ extension DiskLog {
             closedReads[place.segment, default: []].append(read)
         }
         pump(now)
+    }
+
+    /// Fails what waits for its turn, or for its file.
+    mutating func failReadsThatWait(_ fault: TierFault) {
+        let waiting =
+            readQueue.all + closedReads.keys.sorted().flatMap { closedReads[$0]! }
+        readQueue = LogQueue()
+        closedReads = closedReads.mapValues { _ in [] }
+        for read in waiting {
+            segments[read.place.segment]!.reads -= 1
+            readFailed(read.owner, fault)
+        }
     }
 
     private mutating func readFailed(_ owner: UInt64, _ fault: TierFault) {

@@ -189,7 +189,7 @@ extension DiskLog {
 
     /// The owner may wait for what it moves, while that waits for the owner.
     mutating func failWithoutRoom(_ now: UInt64) {
-        guard let since = noRoomSince, since + LogTimes.noRoom <= now else { return }
+        guard !isStalled, let since = noRoomSince, since + LogTimes.noRoom <= now else { return }
         noRoomSince = nil
         defer { hasFailedWithoutRoom = true }
         let waiting = draining.filter { areInDoubt(segments[$0]!.movedTo) }

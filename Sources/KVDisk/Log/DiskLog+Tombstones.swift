@@ -1,4 +1,5 @@
 internal import KVDiskFormat
+internal import KVIdentity
 
 // What was dropped must not come back: the entry that says so is needed as long as any file holds
 // a lower sequence than its bound.
@@ -35,7 +36,15 @@ extension DiskLog {
         let tombstones = segments[number]!.tombstones
         if tombstones.isEmpty { return [] }
         let lowest = floors.lowest(without: number)
-        return tombstones.filter { $0.bound > lowest }
+        // Of the times that were told of a key the last one counts.
+        var lastTimes: [Digest: UInt64] = [:]
+        for entry in tombstones where entry.kind == .expireKey {
+            lastTimes[entry.key] = max(entry.bound, lastTimes[entry.key] ?? 0)
+        }
+        return tombstones.filter { entry in
+            entry.bound > lowest
+                && (entry.kind != .expireKey || lastTimes[entry.key] == entry.bound)
+        }
     }
 
     /// What a group of drops takes, with their entries in the footer.

@@ -4,6 +4,7 @@ package import KVTier
 
 extension DiskLog {
     package func takesWrites(now: UInt64) -> Bool {
+        if isStalled { return false }
         if let until = suspendedUntil, now < until { return false }
         guard queuedBytes < configuration.queueBytes, queue.count < configuration.queueRecords
         else { return false }
@@ -25,7 +26,8 @@ extension DiskLog {
     }
 
     package mutating func drop(_ drop: TierDrop, now: UInt64) {
-        guard lastDrops.insert(drop).inserted else { return }
+        // Of several times the last one counts, so it is needed although it was told before.
+        if !drop.isLater, !lastDrops.insert(drop).inserted { return }
         let writtenMs = wallMs(now)
         let entry =
             switch drop {
@@ -34,6 +36,9 @@ extension DiskLog {
             case .root(let root, let space):
                 DiskEntry.dropRoot(root, space: space, writtenMs: writtenMs)
             case .space(let space): DiskEntry.dropSpace(space, writtenMs: writtenMs)
+            case .keyLater(let key, let root, let space, let expiresMs):
+                DiskEntry.expireKey(
+                    key, space: space, root: root, expiresMs: expiresMs, writtenMs: writtenMs)
             }
         enqueue(.drop(entry, source: nil))
         pump(now)
@@ -299,8 +304,14 @@ extension LogItem {
     }
 }
 
+extension TierDrop {
+    fileprivate var isLater: Bool {
+        if case .keyLater = self { true } else { false }
+    }
+}
+
 extension DiskEntry {
-    /// What it says was dropped.
+    /// What it says was dropped at once.
     fileprivate var drop: TierDrop? {
         switch kind {
         case .dropKey: .key(key, root: root, space: space)

@@ -118,6 +118,12 @@ package struct DiskLog: KVTier {
 
     var underWay: [UInt64: LogTask] = [:]
     var lastRequest: UInt64 = 0
+    /// When requests were made, the oldest first; those that have ended are only at the front taken
+    /// away.
+    var requestTimes = LogQueue<(id: UInt64, time: UInt64)>()
+    package internal(set) var isStalled = false
+    /// Of the call that is being answered.
+    var currentTime: UInt64 = 0
 
     /// A log that knows nothing of its directory yet.
     package init(_ configuration: LogConfiguration) {
@@ -147,6 +153,7 @@ package struct DiskLog: KVTier {
 
     package mutating func advance(to now: UInt64) {
         guard needsPump || nextDeadline ?? .max <= now else { return }
+        noteStall(now)
         if let until = suspendedUntil, until <= now { suspendedUntil = nil }
         if let until = fullUntil, until <= now { fullUntil = nil }
         if let until = unremovableUntil, until <= now { removeAgain() }
@@ -156,7 +163,10 @@ package struct DiskLog: KVTier {
 
     package var nextDeadline: UInt64? {
         var next = min(suspendedUntil ?? .max, fullUntil ?? .max, unremovableUntil ?? .max)
-        if let noRoomSince { next = min(next, noRoomSince + LogTimes.noRoom) }
+        if !isStalled, let oldest = requestTimes.first {
+            next = min(next, oldest.time + configuration.patienceNs)
+        }
+        if let noRoomSince, !isStalled { next = min(next, noRoomSince + LogTimes.noRoom) }
         for number in active {
             let segment = segments[number]!
             guard segment.isOpen, segment.syncing == nil, let unsynced = segment.unsynced
@@ -166,11 +176,13 @@ package struct DiskLog: KVTier {
         return next == .max ? nil : next
     }
 
-    /// Whether nothing is written for now, after a fault. O(1).
-    package var isSuspended: Bool { suspendedUntil != nil }
+    /// Whether nothing is written for now, after a fault or because the disk does not answer. O(1).
+    package var isSuspended: Bool { suspendedUntil != nil || isStalled }
 
     /// Why nothing is written for now; nil when it is.
-    package var suspensionFault: TierFault? { suspendedUntil == nil ? nil : lastFault }
+    package var suspensionFault: TierFault? {
+        isStalled ? stallFault : suspendedUntil == nil ? nil : lastFault
+    }
 
     /// How it is now. O(1).
     package var gauges: LogGauges {
@@ -182,7 +194,7 @@ package struct DiskLog: KVTier {
         gauges.queuedBytes = queuedBytes
         gauges.queued = queue.count + moves.count + drops.count
         gauges.queuedReads = readQueue.count
-        gauges.isSuspended = suspendedUntil != nil
+        gauges.isSuspended = isSuspended
         return gauges
     }
 
@@ -197,6 +209,7 @@ package struct DiskLog: KVTier {
     /// Does all that can be done now.
     mutating func pump(_ now: UInt64) {
         needsPump = false
+        currentTime = now
         while takesStep(now) {}
         noteRoom(now)
     }
@@ -212,6 +225,7 @@ package struct DiskLog: KVTier {
     mutating func request(_ operation: LogRequest.Operation, for task: LogTask) -> UInt64 {
         lastRequest += 1
         underWay[lastRequest] = task
+        requestTimes.append((lastRequest, currentTime))
         requests.append(LogRequest(id: lastRequest, operation: operation))
         counters.requests += 1
         return lastRequest

@@ -27,6 +27,9 @@ package struct LogConfiguration: Sendable {
     /// How long what was written may stay without a sync.
     package var syncIntervalNs: UInt64 = 1_000_000_000
 
+    /// How long a request may be under way before the disk counts as stalled.
+    package var patienceNs: UInt64 = 10_000_000_000
+
     /// A configuration with the usual limits.
     package init(
         disk: DiskID, segmentBytes: Int, budgetBytes: Int, seed: UInt64, wallOffsetMs: UInt64

@@ -31,6 +31,8 @@ package struct LogCounters: Sendable, Hashable {
     package var unsafeReuses = 0
     /// Times that writing was suspended.
     package var suspensions = 0
+    /// Times that the disk did not answer in time.
+    package var stalls = 0
 }
 
 /// How a log is now.
@@ -49,6 +51,6 @@ package struct LogGauges: Sendable, Hashable {
     package var queued = 0
     /// Reads that wait.
     package var queuedReads = 0
-    /// Whether nothing is written after a fault.
+    /// Whether nothing is written, after a fault or because the disk does not answer.
     package var isSuspended = false
 }

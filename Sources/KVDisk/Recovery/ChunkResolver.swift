@@ -47,6 +47,7 @@ struct ChunkResolver {
     private var chain: [UInt32] = []
 
     init(_ found: consuming FoundEntries, wallMs: UInt64) {
+        found.applyExpiries()
         self.wallMs = wallMs
         volumeCount = found.volumes.count
         let versionCount = found.chunks.versions.count

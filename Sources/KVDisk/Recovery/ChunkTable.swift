@@ -20,7 +20,7 @@ struct ChunkTable {
         let chunkIndex: UInt32
         /// The highest of its shards.
         var sequence: UInt64
-        /// Of the shard with that sequence.
+        /// Of the shard with that sequence, or told later.
         var expiresMs: UInt64
         /// The shard that was added last.
         var lastShard: UInt32
@@ -97,6 +97,11 @@ struct ChunkTable {
         }
         versions[version].lastShard = UInt32(shards.count)
         shards.append(shard)
+    }
+
+    /// Changes when a version expires, unless it has a shard with a sequence of `bound` or higher.
+    mutating func setExpiry(of version: Int, _ expiresMs: UInt64, ifWrittenBefore bound: UInt64) {
+        if versions[version].sequence < bound { versions[version].expiresMs = expiresMs }
     }
 
     /// The version of a key, of this root and place, that `isTaken` names: at most one.

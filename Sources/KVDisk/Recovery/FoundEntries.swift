@@ -7,6 +7,8 @@ struct FoundVolume {
     var droppedKeys: [Digest: UInt64] = [:]
     var droppedRoots: [RootTable.Root: UInt64] = [:]
     var droppedSpaces: [UInt32: UInt64] = [:]
+    /// Of each key the time with the highest bound.
+    var expiries: [Digest: (bound: UInt64, expiresMs: UInt64)] = [:]
     var counts = RecoveryCounts()
     var problems: ProblemList
     var notes = ProblemList()
@@ -65,6 +67,7 @@ struct FoundEntries {
             case .space:
                 if isReadable { addSpace(entry, of: file, volume: volume, read) }
             case .dropKey, .dropRoot, .dropSpace: addDrop(entry, volume: volume)
+            case .expireKey: addExpiry(entry, volume: volume)
             }
         }
     }
@@ -97,6 +100,22 @@ struct FoundEntries {
         default:
             let space = roots.place(ofSpace: entry.space)
             raise(&volumes[volume].droppedSpaces[space, default: 0])
+        }
+    }
+
+    private mutating func addExpiry(_ entry: DiskEntry, volume: Int) {
+        let known = volumes[volume].expiries[entry.key]?.bound ?? 0
+        if entry.bound <= known { return }
+        volumes[volume].expiries[entry.key] = (entry.bound, entry.expiresMs)
+    }
+
+    /// Gives chunks the times that were told after they were written. Once all is added.
+    mutating func applyExpiries() {
+        if volumes.allSatisfy({ $0.expiries.isEmpty }) { return }
+        for version in chunks.versions.indices {
+            let (key, volume) = (chunks.versions[version].key, chunks.versions[version].volume)
+            guard let expiry = volumes[Int(volume)].expiries[key] else { continue }
+            chunks.setExpiry(of: version, expiry.expiresMs, ifWrittenBefore: expiry.bound)
         }
     }
 

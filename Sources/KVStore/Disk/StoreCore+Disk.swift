@@ -66,6 +66,8 @@ struct DiskLoad {
     var shardsMissing: Int
     /// Why the chunk can't be had.
     var problem: String?
+    /// It can't be had now, but is still on the disk.
+    var isPutOff = false
     /// Read leases that wait for it, and the place in each.
     var waiting: [(lease: UInt64, place: Int)] = []
 }
@@ -171,6 +173,7 @@ extension StoreCore {
         case .reclaim(let segment, let keepAll):
             disk.reclaims.append(
                 DiskReclaim(volume: volume, segment: segment, keepsAll: keepAll))
+        case .stalled: endWaits(for: volume)
         case .trouble(let message): effects.append(.warning(message))
         }
     }

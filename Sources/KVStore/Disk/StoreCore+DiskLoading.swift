@@ -12,6 +12,11 @@ extension StoreCore {
         precondition(
             chunks[chunk].memory == .absent && chunks[chunk].disk == .written,
             "only a disk has what is loaded")
+        // Room is made by letting others go; not for what does not come.
+        if disk.volumes[Int(chunks[chunk].volume)].log.isStalled {
+            counters.chunksRefusedLoad += 1
+            return false
+        }
         // Pinned before room is made, so that it isn't the chunk itself, or one before it, that goes.
         pin(chunk)
         guard makeResident(chunk) else {
@@ -58,7 +63,8 @@ extension StoreCore {
     mutating func awaitLoad(
         of chunk: UInt32, lease id: UInt64, place: Int, _ lease: inout ReadClaim
     ) {
-        if chunks[chunk].memory == .absent, !load(chunk) {
+        let isStalled = disk.volumes[Int(chunks[chunk].volume)].log.isStalled
+        if isStalled || (chunks[chunk].memory == .absent && !load(chunk)) {
             lease.gone.insert(place)
             return
         }
@@ -66,9 +72,20 @@ extension StoreCore {
         disk.loads[chunk]!.waiting.append((id, place))
     }
 
+    /// Nobody waits any longer for what a disk does not give. What it gives later is kept.
+    mutating func endWaits(for volume: Int) {
+        for chunk in disk.loads.keys.sorted() where Int(chunks[chunk].volume) == volume {
+            for (id, place) in disk.loads[chunk]!.waiting {
+                settle(lease: id, place: place, isGone: true)
+            }
+            disk.loads[chunk]!.waiting = []
+        }
+    }
+
     mutating func shardRead(_ owner: UInt64, _ fault: TierFault?) {
         let (chunk, shard) = Self.chunk(ofOwner: owner)
         if let fault {
+            if fault.code == TierFault.stalled { disk.loads[chunk]!.isPutOff = true }
             shardLoaded(chunk, problem: fault.message)
         } else {
             start(Check(chunk: chunk, shard: shard, purpose: .load))
@@ -103,7 +120,9 @@ extension StoreCore {
             freeExtents(of: chunk)
             becameAbsent(chunk)
         }
-        if let problem = load.problem, entry.state == .sealed {
+        if load.isPutOff {
+            counters.chunksRefusedLoad += 1
+        } else if let problem = load.problem, entry.state == .sealed {
             effects.append(
                 .warning(
                     "chunk \(entry.key) of space \(entry.space) can't be read from disk: \(problem); "

@@ -75,7 +75,10 @@ extension StoreCore {
         return open.isEmpty && next == chunks.count
     }
 
-    private func isWaiting(_ index: Int) -> Bool { disk.reclaims[index].retryAt > currentTime }
+    private func isWaiting(_ index: Int) -> Bool {
+        let reclaim = disk.reclaims[index]
+        return reclaim.retryAt > currentTime || disk.volumes[reclaim.volume].log.isStalled
+    }
 
     /// Brings a chunk one step further out of the segment. - Returns: whether it is out.
     private mutating func leaves(_ chunk: UInt32, _ index: Int) -> Bool {

@@ -192,7 +192,7 @@ extension StoreCore {
     }
 
     /// When the chunk expires by the clock on the wall; 0 for never.
-    private func expiryMs(of chunk: UInt32) -> UInt64 {
+    func expiryMs(of chunk: UInt32) -> UInt64 {
         timesToLive[chunk].map { $0 / 1_000_000 + configuration.wallOffsetMs } ?? 0
     }
 
