@@ -14,6 +14,8 @@ public enum StoreLimits {
     package static let waitingChecks = 4_096
     /// Syncs under way at a time.
     public static let waitingSyncs = 1_024
+    /// Directories of the disk tier.
+    public static let disks = 256
     /// The longest time a hold or lease can be asked for, in milliseconds (one hour).
     public static let leaseMs: UInt64 = 3_600_000
     /// The longest time to live or pin, in milliseconds (a year).

@@ -1,4 +1,6 @@
 import Foundation
+import KVDisk
+import KVDiskFormat
 import KVIdentity
 import KVStore
 import Logging
@@ -231,6 +233,21 @@ struct DiskStoreTests {
             code(.init(directory: directory.path, byteCount: least, segmentBytes: 5000))
                 == .argument)
         #expect(code(.init(directory: "/dev/null/disk", byteCount: least)) == .disk)
+    }
+
+    @Test("As many directories as the limit says, and not one more")
+    func mostDirectories() throws {
+        var core = StoreCore(.init(arenaBytes: 1 << 20, slabBytes: 1 << 20, secret: (1, 2)))
+        let disk = DiskID(words: (1, 2))
+        for number in 0..<StoreLimits.disks {
+            let log = LogConfiguration(
+                disk: disk, segmentBytes: 1 << 20, budgetBytes: 16 << 20, seed: 1, wallOffsetMs: 0)
+            #expect(core.add(log) == number)
+        }
+        let paths = (0...StoreLimits.disks).map { "\(directory.path)/\($0)" }
+        let error = #expect(throws: StoreError.self) { _ = try open(paths: paths) }
+        #expect(error?.message.contains("at most 256") == true)
+        #expect(!FileManager.default.fileExists(atPath: directory.path), "none was made")
     }
 
     @Test("Without a disk nothing can be made durable")

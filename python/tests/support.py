@@ -92,6 +92,24 @@ def store(
     return sealed
 
 
+def read_back(
+    client: kvasir.Client, space: kvasir.Space, root: bytes, keys: bytes, data: bytes
+) -> int:
+    """How many leading chunks can be read; each must have what :func:`store` wrote."""
+    match = client.match(space, root, keys, hold_ms=60_000, readers=space.shards)
+    usable = match.count
+    if match.hold is None:
+        return 0
+    with match.hold as hold:
+        for shard, length in enumerate(space.shard_bytes):
+            with hold.acquire(shard).wait(10) as lease:
+                usable = min(usable, lease.usable)
+                for position in range(lease.usable):
+                    expected = chunk_content(data, position, shard, length)
+                    assert bytes(lease.view(position))[:length] == expected, "wrong bytes"
+    return usable
+
+
 def chunk_content(data: bytes, position: int, shard: int, length: int) -> bytes:
     unit = data + position.to_bytes(4, "little") + bytes([shard])
     return (unit * (length // len(unit) + 1))[:length]

@@ -24,6 +24,11 @@ final class DiskVolume: Sendable {
     static func open(
         _ configurations: [DiskConfiguration], arena: SharedArena, logger: Logger
     ) throws(StoreError) -> [DiskVolume] {
+        if configurations.count > StoreLimits.disks {
+            throw StoreError(
+                .argument,
+                "\(configurations.count) disk directories; give at most \(StoreLimits.disks)")
+        }
         var opened: [DiskVolume] = []
         for configuration in configurations {
             do throws(StoreError) {

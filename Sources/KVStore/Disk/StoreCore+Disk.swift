@@ -84,7 +84,7 @@ extension StoreCore {
 
     /// Adds a disk of which nothing is known yet. - Returns: its number.
     package mutating func add(_ log: LogConfiguration) -> Int {
-        precondition(disk.volumes.count < 256, "at most 256 disks")
+        precondition(disk.volumes.count < StoreLimits.disks, "at most \(StoreLimits.disks) disks")
         disk.volumes.append(
             .init(
                 log: DiskLog(log), segmentBytes: log.segmentBytes, budgetBytes: log.budgetBytes))

@@ -12,18 +12,19 @@ struct Bench: ParsableCommand {
             copy          saving and loading beside memcpy, 1 and 4 clients
             index         memory of the index at 10 million chunks
             engine        the built-in engine's products beside OpenBLAS, and a prefill of 4,096 tokens
+            start         a start with a million chunks on disk, or --chunks
             disk          the disk tier beside the device's own limit, and what flushing costs saves and loads
             admission     what the rules of --disk-admission bring and cost on a trace (--trace FILE), in the core
 
-            'all' leaves out disk and admission, which need a place and a trace. It starts a server of its own and stops it again. Runs alternate and medians are given. docs/performance.md \
+            'all' leaves out start, disk and admission, which need a place and a trace. It starts a server of its own and stops it again. Runs alternate and medians are given. docs/performance.md \
             says what is measured how.
             """)
 
     enum Part: String, ExpressibleByArgument, CaseIterable {
-        case descriptors, match, copy, index, engine, disk, admission, all
+        case descriptors, match, copy, index, engine, start, disk, admission, all
     }
 
-    @Argument(help: "descriptors, match, copy, index, engine, disk, admission or all.")
+    @Argument(help: "descriptors, match, copy, index, engine, start, disk, admission or all.")
     var part = Part.all
 
     @Option(
@@ -38,8 +39,11 @@ struct Bench: ParsableCommand {
     @Option(help: ArgumentHelp("Alternated runs of which the median is taken.", valueName: "n"))
     var rounds = 9
 
-    @Option(help: ArgumentHelp("Chunks of 'index'.", valueName: "n"))
-    var chunks = 10_000_000
+    @Option(
+        help: ArgumentHelp(
+            "Chunks of 'index' (default: 10 million) and of 'start' (default: a million).",
+            valueName: "n"))
+    var chunks: Int?
 
     @Option(
         help: ArgumentHelp(
@@ -49,7 +53,7 @@ struct Bench: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Of 'disk': a directory on the device; files of it are made in it and removed again.",
+            "Of 'disk' and 'start': a directory on the device; files of it are made in it and removed again.",
             valueName: "directory"))
     var directory = "."
 
@@ -88,7 +92,7 @@ struct Bench: ParsableCommand {
         if !(1...1_000).contains(rounds) {
             throw ValidationError("--rounds takes 1 to 1000, not \(rounds)")
         }
-        if !(1_000...100_000_000).contains(chunks) {
+        if let chunks, !(1_000...100_000_000).contains(chunks) {
             throw ValidationError("--chunks takes 1000 to 100000000, not \(chunks)")
         }
         if size.bytes < 256 << 20 || size.bytes % BenchDisk.granularity != 0 {
@@ -140,14 +144,20 @@ struct Bench: ParsableCommand {
         }
         let parts: [Part] = part == .all ? [.descriptors, .match, .copy, .index, .engine] : [part]
         var results: [BenchResult] = []
-        if part != .index && part != .engine {
+        if part == .start {
+            results = try BenchStart(
+                directory: directory, chunkCount: chunks ?? 1_000_000, progress: progress
+            ).run()
+        } else if part != .index && part != .engine {
             let server =
                 try socket.map { try BenchServer(named: $0, progress: progress) }
                 ?? BenchServer(memoryBytes: memory.bytes, progress: progress)
             defer { server.stop() }
             for part in parts { results += try run(part, server, progress) }
         }
-        if parts.contains(.index) { results += try BenchIndex(chunkCount: chunks).run() }
+        if parts.contains(.index) {
+            results += try BenchIndex(chunkCount: chunks ?? 10_000_000).run()
+        }
         if parts.contains(.engine) {
             results += try BenchEngine(rounds: rounds, progress: progress).run()
         }
@@ -169,7 +179,7 @@ struct Bench: ParsableCommand {
                 sizes: [1 << 18, 1 << 20, 4 << 20, 8 << 20, 16 << 20, 64 << 20],
                 clientCounts: [1, 4], python: python, progress: progress
             ).run()
-        case .index, .engine, .disk, .admission, .all: []
+        case .index, .engine, .start, .disk, .admission, .all: []
         }
     }
 

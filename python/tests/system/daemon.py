@@ -54,6 +54,7 @@ class Daemon:
         memory: str = "16MiB",
         disk: Path | None = None,
         disk_size: str = "64MiB",
+        environment: Mapping[str, str] | None = None,
         **more: Any,
     ) -> None:
         """Starts the process and does not wait for it. Without ``disk`` it has memory only."""
@@ -67,7 +68,7 @@ class Daemon:
                 command,
                 stdout=log,
                 stderr=log,
-                env=clean_environment(),
+                env=clean_environment(environment),
                 **more,
             )
 

@@ -18,7 +18,7 @@ import pytest
 import xxhash
 
 import kvasir
-from support import chunk_content, make_keys, make_space, store, wait_until
+from support import make_keys, make_space, read_back, store, wait_until
 from system.daemon import Daemon, RawConnection, clean_environment, run
 
 SPACE = make_space((64 << 10, 20_000), name="faults")
@@ -40,18 +40,7 @@ def save(client: kvasir.Client, salt: str, count: int = COUNT) -> int:
 def load(client: kvasir.Client, salt: str, count: int = COUNT) -> int:
     """How many leading chunks can be read; each has the right bytes."""
     root, keys = make_keys(SPACE, count, salt=salt)
-    match = client.match(SPACE, root, keys, hold_ms=60_000, readers=SPACE.shards)
-    usable = match.count
-    if match.hold is None:
-        return 0
-    with match.hold as hold:
-        for shard, length in enumerate(SPACE.shard_bytes):
-            with hold.acquire(shard).wait(10) as lease:
-                usable = min(usable, lease.usable)
-                for position in range(lease.usable):
-                    expected = chunk_content(salt.encode(), position, shard, length)
-                    assert bytes(lease.view(position))[:length] == expected, "wrong bytes"
-    return usable
+    return read_back(client, SPACE, root, keys, salt.encode())
 
 
 def works(daemon: Daemon) -> None:
