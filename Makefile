@@ -112,6 +112,12 @@ test-e2e: setup-vllm need-daemon ## real vLLMs and a real daemon: restarts, two 
 torture: setup-python need-daemon ## kill -9 the server N times under load, and check every promise: make torture N=200
 	@cd python && KVASIR_BIN='$(KVASIR_BIN)' $(PY) tests/torture.py --kills $(or $(N),200) $(if $(SEED),--seed $(SEED))
 
+# Faults, torn and reordered writes, crashes; some 3,000 seeds of the log a minute. Seeds are printed.
+.PHONY: torture-simulated
+torture-simulated: need-swift ## the same on simulated disks, from N seeds: make torture-simulated N=1000
+	@KVASIR_SIMULATION_SEEDS=$(or $(N),1000) swift test --filter 'LogSimulationTests'
+	@KVASIR_SIMULATION_SEEDS=$$(( ($(or $(N),1000) + 19) / 20 )) swift test --filter 'DiskSimulationTests'
+
 # --- benchmarks --------------------------------------------------------------------------------------------
 
 .PHONY: bench
