@@ -1,5 +1,5 @@
 internal import KVDiskFormat
-package import KVTier
+internal import KVTier
 
 /// Carries out what a ``DiskLog`` asks for: it knows where the arena is in memory, and keeps the
 /// memory of what the log writes itself until that is written.
