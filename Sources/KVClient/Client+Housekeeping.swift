@@ -118,12 +118,40 @@ extension Client {
     }
 
     /// Has leading chunks dropped after a time; 0 takes the limit away. - Returns: how many.
+    ///
+    /// - Parameter isSliding: the time begins anew with each match that finds the chunk; from 2,000
+    ///   ms on, by the second.
     public func expire(
-        _ space: CacheSpace, root: Root, keys: [Digest], afterMs: Int, timeoutMs: Int? = nil
+        _ space: CacheSpace, root: Root, keys: [Digest], afterMs: Int, isSliding: Bool = false,
+        timeoutMs: Int? = nil
     )
         throws(ClientError) -> Int
     {
-        try count("KV.EXPIRE", space, root, keys, timeoutMs, more: 1) { $0.bulk(decimal: afterMs) }
+        try count("KV.EXPIRE", space, root, keys, timeoutMs, more: isSliding ? 2 : 1) {
+            $0.bulk(decimal: afterMs)
+            if isSliding { $0.bulk("SLIDING") }
+        }
+    }
+
+    /// Has chunks that are saved into the space from now on dropped after a time; 0 takes the limit
+    /// away. The server keeps the rule as long as the space is open or has chunks.
+    ///
+    /// - Parameter isSliding: as of ``expire(_:root:keys:afterMs:isSliding:timeoutMs:)``.
+    public func setTimeToLive(
+        _ space: CacheSpace, ms: Int, isSliding: Bool = false, timeoutMs: Int? = nil
+    ) throws(ClientError) {
+        try request(timeoutMs) { state, timeoutMs throws(ClientError) in
+            let handle = try state.open(space, timeoutMs: timeoutMs).handle
+            let reply = try state.ask(
+                "KV.EXPIRE", arguments: isSliding ? 4 : 3, timeoutMs: timeoutMs
+            ) { writer in
+                writer.bulk(decimal: handle)
+                writer.bulk("SPACE")
+                writer.bulk(decimal: ms)
+                if isSliding { writer.bulk("SLIDING") }
+            }
+            if reply.text != "OK" { throw state.misunderstood("KV.EXPIRE") }
+        }
     }
 
     /// Drops chunks and all that follow them. - Returns: how many.

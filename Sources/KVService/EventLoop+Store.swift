@@ -25,7 +25,7 @@ extension EventLoop {
             "KV.PREFETCH": Command(count: 4...5, hexAt: 4) { $0.prefetch },
             "KV.PIN": Command(count: 5...6, hexAt: 5) { $0.pin },
             "KV.UNPIN": Command(count: 4...5, hexAt: 4) { $0.unpin },
-            "KV.EXPIRE": Command(count: 5...6, hexAt: 5) { $0.expire },
+            "KV.EXPIRE": Command(count: 4...7) { $0.expire },
             "KV.DROP": Command(count: 3...6) { $0.drop },
             "KV.SYNC": Command(count: 1...2) { $0.sync },
             "KV.STATS": Command(count: 1...1) { $0.stats },
@@ -473,12 +473,32 @@ extension EventLoop {
     }
 
     private func expire(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
-        let ms = UInt64(try arguments.integer(4, "the time", 0...Int(StoreLimits.lifetimeMs)))
+        // `space SPACE ms` or `space root keys ms`; then perhaps SLIDING, and HEX behind it.
+        let isSpace = arguments.matches(2, "SPACE")
+        let fixed = isSpace ? 4 : 5
+        let end = arguments.count - (!isSpace && isHex(arguments) ? 1 : 0)
+        let isSliding = end == fixed + 1 && arguments.matches(fixed, "SLIDING")
+        guard end == fixed + (isSliding ? 1 : 0) else {
+            throw CommandError(
+                "ERR",
+                "syntax error; KV.EXPIRE space root keys ms [SLIDING] [HEX], or KV.EXPIRE space SPACE ms [SLIDING]"
+            )
+        }
+        let ms = UInt64(
+            try arguments.integer(fixed - 1, "the time", 0...Int(StoreLimits.lifetimeMs)))
+        let life = ms == 0 ? nil : TimeToLive(ms: ms, isSliding: isSliding)
+        if isSpace {
+            let (space, session) = (try space(arguments, 1), connection.session.id)
+            try apply { core, now throws(StoreError) in
+                try core.setLife(ofSpace: space, life, session: session, now: now)
+            }
+            return connection.writer.simpleString("OK")
+        }
         let count = try applyToKeys(arguments, connection) {
             core, target, session, now throws(StoreError) in
             try core.expire(
-                space: target.space, root: target.root, keys: target.keys, ms: ms, session: session,
-                now: now)
+                space: target.space, root: target.root, keys: target.keys, after: life,
+                session: session, now: now)
         }
         connection.writer.integer(count)
     }

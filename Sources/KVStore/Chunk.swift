@@ -92,6 +92,8 @@ struct SpaceState {
     /// Chunks of the same `shardPages`, whatever their space, are one group for eviction.
     var group: UInt32
     var chunkCount = 0
+    /// Of chunks that are sealed.
+    var life: TimeToLive?
     /// Slots of its roots.
     var roots: Set<UInt32> = []
     var openSessions: Set<UInt64> = []

@@ -1,5 +1,4 @@
 internal import KVDisk
-internal import KVTier
 
 // Time only enters here: every event first lets pass what is due.
 
@@ -26,7 +25,7 @@ extension StoreCore {
                     expireWriteLease(id)
                 }
             case .timeToLive(let chunk):
-                if timesToLive[chunk] == due { expire(chunk) }
+                if lives[chunk]?.due == due { lifeIsDue(chunk) }
             case .pin(let chunk):
                 if pinsUntil[chunk] == due { endTimedPin(chunk) }
             }
@@ -35,16 +34,8 @@ extension StoreCore {
         for volume in disk.volumes.indices { disk.volumes[volume].log.advance(to: currentTime) }
     }
 
-    private mutating func expire(_ chunk: UInt32) {
-        let entry = chunks[chunk]
-        dropOnDisks(
-            .key(
-                entry.key, root: roots[Int(entry.root)].digest, space: spaces[entry.space]!.id))
-        removeSubtree(chunk, fate: .expired)
-    }
-
     private mutating func compactDeadlinesIfMostAreStale() {
-        let live = holds.count + writeLeases.count + timesToLive.count + pinsUntil.count
+        let live = holds.count + writeLeases.count + lives.count + pinsUntil.count
         if deadlines.count < 4096 || deadlines.count < 4 * live { return }
         var queue = DeadlineQueue()
         swap(&queue, &deadlines)
@@ -53,7 +44,7 @@ extension StoreCore {
             case .hold(let id): holds[id]?.deadline == due
             case .writeLease(let id):
                 writeLeases[id]?.deadline == due && !writeLeases[id]!.hasExpired
-            case .timeToLive(let chunk): timesToLive[chunk] == due
+            case .timeToLive(let chunk): lives[chunk]?.due == due
             case .pin(let chunk): pinsUntil[chunk] == due
             }
         }

@@ -169,26 +169,6 @@ extension StoreCore {
         unpin(chunk)
     }
 
-    /// Has the leading keys dropped after `ms`; 0 takes the limit away. - Returns: how many.
-    package mutating func expire(
-        space handle: UInt32, root: Digest, keys: [Digest], ms: UInt64, session: SessionID,
-        now: UInt64
-    ) throws(StoreError) -> Int {
-        advance(to: now)
-        try requireKeys(keys)
-        _ = try requireSpace(handle, session: session)
-        try requireLifetime(ms, smallest: 0)
-        let found = visiblePrefix(space: handle, root: root, keys: keys)
-        let due = currentTime + ms * 1_000_000
-        for chunk in found {
-            chunks[chunk].hasTimeToLive = ms > 0
-            timesToLive[chunk] = ms > 0 ? due : nil
-            if ms > 0 { deadlines.add(.timeToLive(chunk: chunk), due: due) }
-            tellDisksOfExpiry(chunk)
-        }
-        return found.count
-    }
-
     /// Drops the given keys and all chunks that follow any of them. - Returns: how many went.
     package mutating func drop(
         space handle: UInt32, root: Digest, keys: [Digest], session: SessionID, now: UInt64
@@ -238,18 +218,6 @@ extension StoreCore {
     }
 
     /// Nothing of it comes back from a disk, whether the index has it now or not.
-    /// What is written later has its time with it.
-    private mutating func tellDisksOfExpiry(_ chunk: UInt32) {
-        let entry = chunks[chunk]
-        guard entry.disk == .written || entry.disk == .writing else { return }
-        let (root, space) = (roots[Int(entry.root)].digest, spaces[entry.space]!.id)
-        let expiry = TierDrop.keyLater(
-            entry.key, root: root, space: space, atMs: expiryMs(of: chunk))
-        for volume in disk.volumes.indices {
-            disk.volumes[volume].log.drop(expiry, now: currentTime)
-        }
-    }
-
     mutating func dropOnDisks(_ drop: TierDrop) {
         for volume in disk.volumes.indices { disk.volumes[volume].log.drop(drop, now: currentTime) }
         if isRecovering { disk.recentDrops.insert(drop) }
@@ -263,7 +231,7 @@ extension StoreCore {
         return count
     }
 
-    private func requireLifetime(_ ms: UInt64, smallest: UInt64) throws(StoreError) {
+    func requireLifetime(_ ms: UInt64, smallest: UInt64) throws(StoreError) {
         if ms < smallest || ms > StoreLimits.lifetimeMs {
             throw StoreError(.argument, "\(ms) ms; give \(smallest) to \(StoreLimits.lifetimeMs)")
         }

@@ -57,7 +57,7 @@ extension StoreCore {
             if (entry.state == .writing) != (writers[chunk] != nil) {
                 return "chunk \(chunk): writer"
             }
-            if entry.hasTimeToLive != (timesToLive[chunk] != nil) {
+            if entry.hasTimeToLive != (lives[chunk] != nil) {
                 return "chunk \(chunk): time to live"
             }
             if entry.isPinnedUntil != (pinsUntil[chunk] != nil) {

@@ -113,7 +113,7 @@ extension StoreCore {
     /// Takes one chunk without children out of the store.
     private mutating func remove(_ chunk: UInt32, fate: Fate) {
         precondition(chunks[chunk].firstChild == Chunk.none, "children go first")
-        if chunks[chunk].hasTimeToLive { timesToLive[chunk] = nil }
+        if chunks[chunk].hasTimeToLive { lives[chunk] = nil }
         if chunks[chunk].isPinnedUntil { endTimedPin(chunk) }
         let entry = chunks[chunk]
         index.remove(chunk, key: entry.key, chunks)

@@ -287,6 +287,7 @@ extension StoreCore {
         chunks[chunk].state = .sealed
         chunks[chunk].usedSeconds = currentSeconds
         chunks[chunk].writerName = writerName(sessions[writer]!.name)
+        beginLife(of: chunk)
         let entry = chunks[chunk]
         let space = spaces[entry.space]!
         counters.chunksSealed += 1

@@ -116,7 +116,7 @@ package struct StoreCore: ~Copyable {
     /// Names of sessions that sealed chunks, by ``Chunk/writerName``.
     var writerNames = ["one of many (more names than are kept)"]
     var writerNameSlots: [String: UInt32] = [:]
-    var timesToLive: [UInt32: UInt64] = [:]
+    var lives: [UInt32: ChunkLife] = [:]
     var pinsUntil: [UInt32: UInt64] = [:]
     var checks: [UInt64: Check] = [:]
     var checksOfChunk: [UInt32: [UInt64]] = [:]

@@ -128,16 +128,24 @@ public final class StoreSession: Sendable {
         }
     }
 
-    /// Has the leading keys that are there dropped after some seconds, with all that follow them; 0
-    /// takes the limit away. It holds after a restart, too. - Returns: for how many chunks.
+    /// Has the leading keys that are there dropped after a time, with all that follow them; nil takes
+    /// the limit away. It holds after a restart, too. - Returns: for how many chunks.
     @discardableResult
     public func expire(
-        _ space: Space, root: Root, keys: [Digest], seconds: Double
+        _ space: Space, root: Root, keys: [Digest], after life: TimeToLive?
     ) throws(StoreError) -> Int {
         try store.withCore { core, now throws(StoreError) in
             try core.expire(
-                space: space.handle, root: root.digest, keys: keys,
-                ms: UInt64(max(0, seconds * 1000)), session: id, now: now)
+                space: space.handle, root: root.digest, keys: keys, after: life, session: id,
+                now: now)
+        }
+    }
+
+    /// Has chunks that are saved into the space from now on dropped after a time; nil for never. It
+    /// holds as long as the space is open or has chunks.
+    public func setTimeToLive(_ life: TimeToLive?, of space: Space) throws(StoreError) {
+        try store.withCore { core, now throws(StoreError) in
+            try core.setLife(ofSpace: space.handle, life, session: id, now: now)
         }
     }
 

@@ -98,6 +98,15 @@ struct ClientTests {
         #expect(try client.pin(space, root: root, keys: keys, forMs: 10_000) == 4)
         #expect(try client.unpin(space, root: root, keys: keys) == 4)
         #expect(try client.expire(space, root: root, keys: keys, afterMs: 100_000) == 4)
+        #expect(
+            try client.expire(space, root: root, keys: keys, afterMs: 100_000, isSliding: true)
+                == 4)
+        try client.setTimeToLive(space, ms: 0)
+        try client.setTimeToLive(space, ms: 100_000, isSliding: true)
+        let short = try #require(throws: ClientError.self) {
+            try client.setTimeToLive(space, ms: 1_999, isSliding: true)
+        }
+        #expect(short.code == .argument)
         #expect(try client.prefetch(space, root: root, keys: keys) == 4)
         #expect(try client.drop(space, root: root, keys: [keys[3]]) == 1)
         #expect(try client.explain(space, root: root, keys: keys).code == "dropped")

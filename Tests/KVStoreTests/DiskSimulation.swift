@@ -497,8 +497,8 @@ final class DiskSimulation {
         let prompt = prompt()
         let ms = UInt64([0, 1, 100, 5_000][pick(4)])
         let found = try core.expire(
-            space: handles[prompt[0].space], root: prompt[0].root, keys: prompt.last!.path, ms: ms,
-            session: session, now: now)
+            space: handles[prompt[0].space], root: prompt[0].root, keys: prompt.last!.path,
+            after: ms > 0 ? TimeToLive(ms: ms) : nil, session: session, now: now)
         for node in prompt.prefix(found) {
             let key = node.path.last!
             expiries[key] = ms == 0 ? nil : now + ms * 1_000_000

@@ -149,10 +149,12 @@ struct DiskStoreTests {
         let session = store.session(name: "test")
         let opened = try session.open(space)
         for keys in [short, never] {
-            #expect(try session.expire(opened, root: root, keys: keys, seconds: 0.5) == 2)
+            let life = TimeToLive(ms: 500)
+            #expect(try session.expire(opened, root: root, keys: keys, after: life) == 2)
         }
-        #expect(try session.expire(opened, root: root, keys: long, seconds: 3600) == 2)
-        #expect(try session.expire(opened, root: root, keys: never, seconds: 0) == 2)
+        let hour = TimeToLive(ms: 3_600_000)
+        #expect(try session.expire(opened, root: root, keys: long, after: hour) == 2)
+        #expect(try session.expire(opened, root: root, keys: never, after: nil) == 2)
         try store.sync()
         store.stop()
         usleep(600_000)

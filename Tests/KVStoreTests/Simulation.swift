@@ -424,7 +424,8 @@ final class Simulation {
         switch pick(3) {
         case 0:
             let count = try core.expire(
-                space: handle, root: root, keys: keys, ms: ms, session: client.id, now: now)
+                space: handle, root: root, keys: keys,
+                after: ms > 0 ? TimeToLive(ms: ms) : nil, session: client.id, now: now)
             for key in keys.prefix(count) {
                 nodes[key]?.expiresAt = ms > 0 ? now + ms * 1_000_000 : nil
             }

@@ -319,11 +319,61 @@ struct StoreCoreTests {
         let keys = setup.keys(4)
         try setup.save(keys)
         _ = try setup.core.expire(
-            space: setup.space, root: setup.root, keys: [keys[0]], ms: 1000, session: setup.session,
-            now: 1)
+            space: setup.space, root: setup.root, keys: [keys[0]], after: TimeToLive(ms: 1000),
+            session: setup.session, now: 1)
         #expect(try setup.match(keys, now: second).count == 4)
         #expect(try setup.match(keys, now: second + 2).count == 0)
         #expect(setup.gauges.usedBytes == 0)
+    }
+
+    @Test("A life that slides begins anew with each use; it ends a second early at most")
+    func slidingLife() throws {
+        let setup = try Setup()
+        let keys = setup.keys(4)
+        try setup.save(keys)
+        let life = TimeToLive(ms: 10_000, isSliding: true)
+        let count = try setup.core.expire(
+            space: setup.space, root: setup.root, keys: keys, after: life, session: setup.session,
+            now: 1)
+        #expect(count == 4)
+        for time: UInt64 in stride(from: 8, through: 80, by: 8) {
+            #expect(try setup.match(keys, now: time * second + second / 2).count == 4)
+        }
+        #expect(try setup.match(Array(keys.prefix(2)), now: 88 * second).count == 2)
+        #expect(try setup.match(keys, now: 91 * second).count == 2, "two were not used")
+        #expect(try setup.match(keys, now: 101 * second + 1).count == 0)
+        #expect(setup.core.brokenInvariant() == nil && setup.gauges.usedBytes == 0)
+    }
+
+    @Test("What is sealed lives as long as its space says at that time; limits from both sides")
+    func lifeOfSpace() throws {
+        let setup = try Setup()
+        func setLife(_ life: TimeToLive?, now: UInt64) throws(StoreError) {
+            try setup.core.setLife(
+                ofSpace: setup.space, life, session: setup.session, now: now)
+        }
+        let (before, limited) = (setup.keys(2, branch: 1), setup.keys(2, branch: 2))
+        let after = setup.keys(2, branch: 3)
+        try setup.save(before)
+        try setLife(TimeToLive(ms: 5_000), now: 1)
+        try setup.save(limited)
+        try setLife(nil, now: 2)
+        try setup.save(after)
+        #expect(try setup.match(limited, now: 5 * second).count == 2)
+        #expect(try setup.match(limited, now: 6 * second).count == 0)
+        #expect(try setup.match(before, now: 7 * second).count == 2)
+        #expect(try setup.match(after, now: 7 * second).count == 2)
+
+        let most = StoreLimits.lifetimeMs
+        try setLife(TimeToLive(ms: most), now: 8 * second)
+        try setLife(TimeToLive(ms: 1), now: 8 * second)
+        try setLife(TimeToLive(ms: 2_000, isSliding: true), now: 8 * second)
+        for wrong in [
+            TimeToLive(ms: 0), TimeToLive(ms: most + 1), TimeToLive(ms: 1_999, isSliding: true),
+        ] {
+            let code = code { () throws(StoreError) in try setLife(wrong, now: 8 * second) }
+            #expect(code == .argument, "\(wrong)")
+        }
     }
 
     @Test("A dropped chunk that somebody reads stays until they are done, and matches no more")

@@ -740,6 +740,9 @@ class FakeServer:
         return len(pinned)
 
     def expire(self, peer: _Peer, arguments: list[bytes], _: list[int]) -> Any:
+        if arguments[1] == b"SPACE":
+            self._space(arguments[0])
+            return "OK"
         chunks, ms = self._leading(arguments), int(arguments[3])
         for chunk in chunks:
             chunk.expires = time.monotonic() + ms / 1000 if ms else 0.0

@@ -269,6 +269,7 @@ def test_the_housekeeping_answers(client: kvasir.Client) -> None:
     assert client.pin(space, root, keys, 1000) == 3
     assert client.unpin(space, root, keys) == 3
     assert client.expire(space, root, keys, 3_600_000) == 3
+    assert client.expire(space, root, keys, 3_600_000, sliding=True) == 3
     assert client.expire(space, root, keys, 0) == 3
     explained = client.explain(space, root, keys)
     assert (explained.matched, explained.code) == (3, "never-stored")

@@ -107,16 +107,6 @@ extension StoreCore {
         if found.expiresMs > 0 { limitLife(of: chunk, untilMs: found.expiresMs) }
     }
 
-    private mutating func limitLife(of chunk: UInt32, untilMs: UInt64) {
-        let nowMs = currentTime / 1_000_000 + configuration.wallOffsetMs
-        // A clock that jumped must not make a life of centuries.
-        let left = min(untilMs > nowMs ? untilMs - nowMs : 0, StoreLimits.lifetimeMs)
-        let due = currentTime + left * 1_000_000
-        chunks[chunk].hasTimeToLive = true
-        timesToLive[chunk] = due
-        deadlines.add(.timeToLive(chunk: chunk), due: due)
-    }
-
     private func wasDropped(_ found: RecoveredChunk, _ space: CacheSpace) -> Bool {
         if disk.recentDrops.isEmpty { return false }
         return disk.recentDrops.contains(.space(space.id))

@@ -191,11 +191,6 @@ extension StoreCore {
             isMove: disk.writes[check.chunk]!.isMove, now: currentTime)
     }
 
-    /// When the chunk expires by the clock on the wall; 0 for never.
-    func expiryMs(of chunk: UInt32) -> UInt64 {
-        timesToLive[chunk].map { $0 / 1_000_000 + configuration.wallOffsetMs } ?? 0
-    }
-
     mutating func written(_ owner: UInt64, _ place: TierPlace) {
         let (chunk, shard) = Self.chunk(ofOwner: owner)
         shards[chunks[chunk].firstShard + UInt32(shard)].place = place

@@ -155,6 +155,7 @@ class Client:
         self._session = self._named_session or f"python-{uuid.uuid4().hex}"
         self._path = ""
         self._handles: dict[bytes, OpenSpace] = {}
+        self._lives: dict[bytes, tuple[Argument, ...]] = {}
         # What the daemon said of its arena when we connected: size, id, bytes faulted in.
         self._greeting: Any = None
         # Tags of reserves whose reply was lost, each with the greeting of its daemon.
@@ -503,10 +504,34 @@ class Client:
         return self._count("KV.UNPIN", space, root, keys, (), timeout)
 
     def expire(
-        self, space: Space, root: bytes, keys: bytes, ms: int, *, timeout: float | None = None
+        self,
+        space: Space,
+        root: bytes,
+        keys: bytes,
+        ms: int,
+        *,
+        sliding: bool = False,
+        timeout: float | None = None,
     ) -> int:
-        """Drops keys after ``ms`` (0 takes the limit away); how many leading ones."""
-        return self._count("KV.EXPIRE", space, root, keys, (ms,), timeout)
+        """Drops keys after ``ms`` (0 takes the limit away); how many leading ones.
+
+        ``sliding``: the time begins anew with each match that finds the key; from 2,000 ms on, by
+        the second.
+        """
+        more = (ms, "SLIDING") if sliding else (ms,)
+        return self._count("KV.EXPIRE", space, root, keys, more, timeout)
+
+    def set_time_to_live(
+        self, space: Space, ms: int, *, sliding: bool = False, timeout: float | None = None
+    ) -> None:
+        """Drops what is saved into the space from now on after ``ms`` (0: never).
+
+        ``sliding``: as of :meth:`expire`. The client remembers it, and tells it again to a daemon
+        that was started anew.
+        """
+        words: tuple[Argument, ...] = ("SPACE", ms, "SLIDING") if sliding else ("SPACE", ms)
+        self._ask_space("KV.EXPIRE", space, words, timeout)
+        self._lives[space.id] = words
 
     def drop_keys(
         self, space: Space, root: bytes, keys: bytes, *, timeout: float | None = None
@@ -732,6 +757,10 @@ class Client:
                 "the daemon computes another id for this space: client and daemon are of versions "
                 "that don't agree; install the client that came with the daemon"
             )
+        life = self._lives.get(space.id)
+        if life is not None:
+            told = _resp.encode_command("KV.EXPIRE", opened.handle, *life)
+            _checked(self._exchange(connection, told, 1, deadline)[0])
         self._handles[space.id] = opened
         return opened
 

@@ -38,6 +38,10 @@ class ConnectorOptions:
     """Fewer external tokens than this are computed rather than loaded."""
     load_if_slower: bool = False
     """Load whatever matches, also where computing it would be done sooner."""
+    ttl_s: int = 0
+    """Seconds after which what is saved is dropped; 0 for never."""
+    ttl_sliding: bool = False
+    """Whether that time begins anew with each use."""
     idle_wait_ms: int = 5
     """In a step that computes nothing, a worker waits this long for a load to finish instead of
     spinning through empty steps."""
@@ -93,6 +97,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "retry_miss_ms": _integer(0),
     "min_load_tokens": _integer(0),
     "load_if_slower": _boolean,
+    "ttl_s": _integer(0),
+    "ttl_sliding": _boolean,
     "idle_wait_ms": _integer(0),
     "load_failure_policy": _policy,
     "model_id": _text,

@@ -320,6 +320,13 @@ class KvasirConnector(KVConnectorBase_V1):
             try:
                 # Now, so that the first match and save have only themselves to do in their time.
                 connection.client.open(space, timeout=START_WAIT_S)
+                if self._options.ttl_s:
+                    connection.client.set_time_to_live(
+                        space,
+                        self._options.ttl_s * 1000,
+                        sliding=self._options.ttl_sliding,
+                        timeout=START_WAIT_S,
+                    )
             except KvasirError as error:
                 logger.warning("Kvasir did not open the space of this engine: %s", error)
                 break
