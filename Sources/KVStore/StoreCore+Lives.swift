@@ -100,10 +100,11 @@ extension StoreCore {
         lives[chunk].map { $0.due / 1_000_000 + configuration.wallOffsetMs } ?? 0
     }
 
-    /// What is written later has its time with it.
+    /// Also where no disk has the chunk now: it may have been there, under an earlier life, and what is
+    /// not used again yet is still in the files. What is written later has its time with it.
     private mutating func tellDisksOfExpiry(_ chunk: UInt32) {
+        if !hasDisks { return }
         let entry = chunks[chunk]
-        guard entry.disk == .written || entry.disk == .writing else { return }
         let (root, space) = (roots[Int(entry.root)].digest, spaces[entry.space]!.id)
         let expiry = TierDrop.keyLater(
             entry.key, root: root, space: space, atMs: expiryMs(of: chunk))

@@ -46,7 +46,7 @@ public struct StoreCounters: Sendable, Equatable {
     public var chunksMoved = 0
     public var bytesMoved = 0
     /// Chunks read from a disk into memory, their bytes, those that somebody waited for, and those
-    /// that no memory could be had for.
+    /// that were not read because no memory could be had or the disk does not answer.
     public var chunksLoaded = 0
     public var bytesLoaded = 0
     public var chunksLoadedWaitedFor = 0
@@ -103,6 +103,8 @@ public struct DiskGauges: Sendable, Equatable {
     /// Segments that were used again although a sync of what was moved from them had failed,
     /// because there was no other room: after a loss of power something may be missing.
     public var unsafeReuses = 0
+    /// Times that a disk did not answer for too long.
+    public var diskStalls = 0
     public var diskLiveBytes = 0
     public var diskLimitBytes = 0
 }

@@ -43,7 +43,7 @@ struct GoldenSegmentTests {
         let trailer = try SegmentTrailer([UInt8](bytes[61_440...]), in: header)
         #expect(trailer.footerOffset == 57_344)
         #expect(trailer.footerBytes == 4_096)
-        #expect(trailer.count == 5)
+        #expect(trailer.count == 6)
         let footer = try SegmentFooter(
             [UInt8](bytes[57_344..<61_440]), in: header, trailer: trailer)
         #expect(footer.groupsEnd == 32_768)
@@ -58,16 +58,18 @@ struct GoldenSegmentTests {
         #expect(groups.map(\.header.groupBytes) == [20_480, 8_192])
         #expect(groups.map(\.header.firstSequence) == [1_005, 1_008])
         let entries = groups.flatMap(\.entries)
-        #expect(entries.map(\.kind) == [.space, .chunk, .chunk, .dropKey, .chunk])
-        #expect(entries.map(\.sequence) == [1_005, 1_006, 1_007, 1_008, 1_009])
-        #expect(entries.map(\.bodyBytes) == [13, 5_000, 4_096, 0, 1])
-        #expect(entries.map(\.bodyOffset) == [8_192, 12_288, 20_480, 0, 28_672])
-        #expect(entries.map(\.shard) == [0, 1, 0, 0, 7])
-        #expect(entries.map(\.chunkIndex) == [0, 0, 1, 0, 1])
+        #expect(entries.map(\.kind) == [.space, .chunk, .chunk, .dropKey, .chunk, .expireKey])
+        #expect(entries.map(\.sequence) == Array(1_005...1_010))
+        #expect(entries.map(\.bodyBytes) == [13, 5_000, 4_096, 0, 1, 0])
+        #expect(entries.map(\.bodyOffset) == [8_192, 12_288, 20_480, 0, 28_672, 0])
+        #expect(entries.map(\.shard) == [0, 1, 0, 0, 7, 0])
+        #expect(entries.map(\.chunkIndex) == [0, 0, 1, 0, 1, 0])
         #expect(entries[2].expiresMs == Self.createdMs + 60_000)
         #expect(entries[2].parent == entries[1].key)
         #expect(entries[3].key == entries[2].key)
-        #expect(entries.map(\.bound) == [0, 0, 0, 1_008, 0])
+        #expect(entries[5].key == entries[1].key)
+        #expect(entries[5].expiresMs == Self.createdMs + 120_000)
+        #expect(entries.map(\.bound) == [0, 0, 0, 1_008, 0, 1_010])
         for entry in entries where entry.kind.hasBody {
             let body = bytes[entry.bodyOffset..<(entry.bodyOffset + entry.bodyBytes)]
             #expect(checksum([UInt8](body)) == entry.bodyChecksum)
@@ -115,6 +117,9 @@ struct GoldenSegmentTests {
             writtenMs: Self.createdMs + 1)
         let drop = DiskEntry.dropKey(
             second, space: space, root: root, writtenMs: Self.createdMs + 4)
+        let expiry = DiskEntry.expireKey(
+            first, space: space, root: root, expiresMs: Self.createdMs + 120_000,
+            writtenMs: Self.createdMs + 6)
         var segment = SampleSegment(header)
         segment.nextSequence = 1_005
         segment.add([
@@ -127,6 +132,7 @@ struct GoldenSegmentTests {
         segment.add([
             (drop, []),
             chunk(Self.digest(0xA0), after: first, shard: 7, index: 1, [0xFF], writtenMs: 5),
+            (expiry, []),
         ])
         return segment
     }

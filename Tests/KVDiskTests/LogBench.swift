@@ -75,6 +75,14 @@ struct LogBench {
         take()
     }
 
+    mutating func expire(_ number: Int, atMs: UInt64) {
+        let record = SampleRecord(number).record
+        let drop = TierDrop.keyLater(
+            record.key, root: record.root, space: record.space, atMs: atMs)
+        log.drop(drop, now: now)
+        take()
+    }
+
     mutating func sync(_ ticket: UInt64) {
         log.sync(ticket: ticket, now: now)
         take()

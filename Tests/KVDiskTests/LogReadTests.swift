@@ -134,4 +134,36 @@ struct LogReadTests {
         // Nothing is owed to the reads that failed: the segment can be emptied.
         #expect(bench.log.segments[place.segment]!.reads == 0)
     }
+
+    @Test("A slow disk is not a stalled one: it answers, if late; nor is a long pause a stall")
+    func slowDisk() {
+        var bench = bench {
+            $0.patienceNs = 3 * LogTimes.second
+            $0.readsUnderWay = 8
+        }
+        let place = bench.place(of: 2)!
+        bench.advance(by: 60 * LogTimes.second)
+        bench.finishAll()
+        for owner in 100..<108 { bench.read(UInt64(owner), place) }
+        for _ in 0..<8 {
+            bench.advance(by: 2 * LogTimes.second)
+            #expect(!bench.log.isStalled)
+            bench.finish(bench.open.first(where: \.isRead)!)
+        }
+        #expect(bench.log.counters.stalls == 0 && bench.now > 70 * LogTimes.second)
+    }
+
+    @Test("Files that are opened after a long start don't make a stall")
+    func longStart() {
+        var bench = LogBench { $0.patienceNs = 3 * LogTimes.second }
+        bench.log.begin(epoch: 3, files: [], now: 0)
+        for _ in 0..<20 { bench.advance(by: LogTimes.second) }
+        bench.log.recovered(now: bench.now)
+        bench.take()
+        bench.write(1)
+        bench.advance(by: 1)
+        #expect(bench.log.counters.stalls == 0)
+        bench.finishAll()
+        #expect(bench.written == [1])
+    }
 }

@@ -234,6 +234,32 @@ struct LogReclaimTests {
         #expect(bench.log.spare == 2 || bench.log.head == 2)
     }
 
+    @Test("Of the times that a key expires the last one is written elsewhere, and only that")
+    func expiriesMove() {
+        var bench = LogBench.started(segments: 4, of: 256 << 10)
+        _ = bench.fillSegment(from: 100)
+        for atMs: UInt64 in [7, 9, 8, 9, 0] {
+            bench.expire(100, atMs: atMs)
+            bench.expire(101, atMs: atMs + 1)
+        }
+        bench.expire(100, atMs: 5)
+        _ = bench.fillSegment(from: 200)
+        _ = bench.fillSegment(from: 300)
+        #expect(bench.drops.map(\.expiresMs) == [7, 8, 9, 10, 8, 9, 9, 10, 0, 1, 5])
+        let last = [bench.drops[10], bench.drops[9]]
+        bench.forgetAll(of: 2)
+        bench.finishAll()
+        for number in 1000...1010 where bench.drops.count == 11 {
+            bench.write(number, byteCount: 20 << 10)
+            bench.finishAll()
+        }
+        let moved = bench.drops.dropFirst(11).sorted { $0.bound > $1.bound }
+        #expect(moved.map(\.key) == last.map(\.key))
+        #expect(moved.map(\.expiresMs) == [5, 1])
+        #expect(moved.map(\.bound) == last.map(\.bound))
+        #expect(moved.allSatisfy { $0.kind == .expireKey && $0.sequence > $0.bound })
+    }
+
     @Test("A drop goes with the oldest segment: nothing is left that it could kill")
     func dropsEnd() {
         var bench = LogBench.started(segments: 4, of: 256 << 10)

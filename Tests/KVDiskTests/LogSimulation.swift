@@ -262,6 +262,10 @@ final class LogSimulation {
         case 1..<4:
             drop = .root(record.root, space: record.space)
             dropped = keys.indices.filter { Self.samples[$0].record.root == record.root }
+        case 4..<7:
+            // Long ago, so that it is the same for a start.
+            drop = .keyLater(record.key, root: record.root, space: record.space, atMs: 1)
+            dropped = [number]
         default:
             drop = .key(record.key, root: record.root, space: record.space)
             dropped = [number]

@@ -120,4 +120,26 @@ struct LogSyncTests {
         bench.finishAll()
         #expect(bench.answer(2) == true && bench.written == [1])
     }
+
+    @Test("Tickets fail when the disk does not answer, those that wait and those that come then")
+    func stalled() {
+        var bench = LogBench.started { $0.patienceNs = 3 * LogTimes.second }
+        bench.write(1)
+        bench.finishAllButSyncsOfGroups()
+        #expect(bench.written == [1])
+        bench.sync(1)
+        let sync = bench.open.first(where: \.isSync)!
+        bench.advance(by: 3 * LogTimes.second - 1)
+        #expect(bench.answer(1) == nil)
+        bench.advance(by: 1)
+        #expect(bench.answer(1) == false && bench.log.isStalled)
+        bench.sync(2)
+        #expect(bench.answer(2) == false)
+        bench.finish(sync)
+        #expect(!bench.log.isStalled)
+        bench.write(2)
+        bench.sync(3)
+        bench.finishAll()
+        #expect(bench.answer(3) == true && bench.written == [1, 2])
+    }
 }

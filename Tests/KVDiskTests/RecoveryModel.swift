@@ -88,6 +88,8 @@ struct RecoveryModel {
     private func find(_ key: Digest, below limit: UInt32 = .max) -> (Copy, [DiskEntry])? {
         for copy in copies(of: key) where copy.newest.chunkIndex < limit {
             if let shards = shards(of: copy) { return (copy, shards) }
+            // An older copy knows nothing of that.
+            if hasExpired(copy) { return nil }
         }
         return nil
     }
@@ -105,9 +107,12 @@ struct RecoveryModel {
             else { return nil }
             shards.append(last)
         }
+        return hasExpired(copy) ? nil : shards
+    }
+
+    private func hasExpired(_ copy: Copy) -> Bool {
         let expiresMs = expiresMs(of: copy)
-        if expiresMs != 0, expiresMs < wallMs { return nil }
-        return shards
+        return expiresMs != 0 && expiresMs < wallMs
     }
 
     /// What was told of the key after it was written, or what was written.

@@ -102,6 +102,19 @@ struct RecoveryVolumesTests {
         #expect(verification.bad.map(\.volume) == [1] && verification.bad[0].key == entry.key)
     }
 
+    @Test("what has expired does not come back from an older copy that knew no end")
+    func expiredCopy() throws {
+        for (expiresMs, writtenMs, found) in [(20, 9, 0), (40, 9, 1), (20, 1, 1)] {
+            var sample = Sample()
+            var newer = sample.chunk(0, on: 1, writtenMs: UInt64(writtenMs))
+            newer.entry.expiresMs = UInt64(expiresMs)
+            sample.add([[sample.chunk(0, on: 0, writtenMs: 5)], [newer]])
+            let recovered = try Recovered(sample.disks.map { MemoryIO($0.files) }, wallMs: 30)
+            #expect(recovered.chunks.count == found, "\(expiresMs), \(writtenMs)")
+            #expect(recovered.complaint(sample.disks) == nil)
+        }
+    }
+
     @Test("a drop reaches what follows on other volumes, and only what is older there")
     func drops() throws {
         var sample = Sample()

@@ -34,7 +34,7 @@ EARLIER_LIFE = 0x8877665544332211
 FIRST_SEQUENCE = 1000
 CREATED_MS = 1_767_225_600_000  # 2026-01-01
 
-CHUNK, DROP_KEY, DROP_SPACE, SPACE = 1, 2, 4, 5
+CHUNK, DROP_KEY, DROP_SPACE, SPACE, EXPIRE_KEY = 1, 2, 4, 5, 6
 
 
 @dataclass
@@ -256,6 +256,16 @@ def make_segment() -> bytes:
             body=b"\xff",
             written_ms=CREATED_MS + 5,
         ),
+        Entry(
+            EXPIRE_KEY,
+            sequence + 5,
+            key=first,
+            space=space,
+            root=root,
+            written_ms=CREATED_MS + 6,
+            expires_ms=CREATED_MS + 120_000,
+            bound=sequence + 5,
+        ),
     ]
     segment = make_segment_header()
     segment += make_group(len(segment), LIFE, one)
@@ -265,7 +275,7 @@ def make_segment() -> bytes:
     segment += make_group(
         groups_end,
         EARLIER_LIFE,
-        [Entry(DROP_SPACE, sequence + 5, space=space, written_ms=CREATED_MS, bound=sequence + 5)],
+        [Entry(DROP_SPACE, sequence + 6, space=space, written_ms=CREATED_MS, bound=sequence + 6)],
     )
     footer = make_footer(groups_end, one + two)
     footer_offset = SEGMENT_BYTES - BLOCK - len(footer)

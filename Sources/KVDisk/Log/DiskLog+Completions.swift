@@ -6,7 +6,7 @@ extension DiskLog {
         }
         currentTime = now
         if outcome != .done { counters.faults += 1 }
-        noteAnswer(now)
+        noteAnswer(to: task, now)
         switch task {
         case .group(let number): groupEnded(id, of: number, outcome, now: now)
         case .sync(let number): synced(number, outcome, now: now)

@@ -37,11 +37,13 @@ extension DiskLog {
             code: TierFault.stalled, message: "the disk has not answered for \(seconds) s")
     }
 
-    /// Finds out whether something has been under way for too long.
+    private func isSilent(_ now: UInt64) -> Bool {
+        silences.contains { $0.end(patience: configuration.patienceNs) ?? .max <= now }
+    }
+
+    /// Finds out whether the disk has been silent for too long.
     mutating func noteStall(_ now: UInt64) {
-        guard !isStalled, let oldest = requestTimes.first,
-            oldest.time + configuration.patienceNs <= now
-        else { return }
+        guard !isStalled, isSilent(now) else { return }
         isStalled = true
         counters.stalls += 1
         events.append(.stalled)
@@ -50,25 +52,70 @@ extension DiskLog {
             "\(stallFault.message); until it does, what is on it is computed again, and nothing is "
                 + "written to it. Look for a failing or overloaded device", now)
         failReadsThatWait(stallFault)
+        failTickets(above: 0, stallFault)
     }
 
-    /// Something has ended: the disk answers again if the rest is not late, too.
-    mutating func noteAnswer(_ now: UInt64) {
-        while let first = requestTimes.first, underWay[first.id] == nil {
-            _ = requestTimes.removeFirst()
-        }
-        guard isStalled else { return }
-        if let oldest = requestTimes.first, oldest.time + configuration.patienceNs <= now { return }
+    /// A request has ended.
+    mutating func noteAnswer(to task: LogTask, _ now: UInt64) {
+        silences[task.silence.rawValue].answered(now)
+        guard isStalled, !isSilent(now) else { return }
         isStalled = false
         // What waited for room waited for the disk.
         if noRoomSince != nil { noRoomSince = now }
+        lastMessages[.answer] = nil
         say(.answer, "the disk answers again", now)
+        // The last message must not be the wrong one.
+        lastMessages[.stall] = nil
     }
 
     mutating func say(_ trouble: Trouble, _ message: String, _ now: UInt64) {
         if let last = lastMessages[trouble], now < last + LogTimes.betweenMessages { return }
         lastMessages[trouble] = now
         events.append(.trouble(message: message))
+    }
+}
+
+/// How long a disk has given no answer of a kind.
+struct LogSilence: Sendable {
+    /// What a disk answers one after the other, if not in order.
+    enum Kind: Int, CaseIterable {
+        case reads, writes, syncs, files
+
+        /// How many times the usual patience it may take: where a file can't be allocated at once, its
+        /// zeros are written.
+        var patience: UInt64 { self == .files ? 6 : 1 }
+    }
+
+    let kind: Kind
+    var underWay = 0
+    /// The last answer, or the first request after none was under way.
+    var since: UInt64 = 0
+
+    mutating func asked(_ now: UInt64) {
+        if underWay == 0 { since = now }
+        underWay += 1
+    }
+
+    mutating func answered(_ now: UInt64) {
+        underWay -= 1
+        since = now
+    }
+
+    /// When it will have been silent for too long; nil where nothing is under way.
+    func end(patience: UInt64) -> UInt64? {
+        underWay > 0 ? since + patience * kind.patience : nil
+    }
+}
+
+extension LogTask {
+    /// The kind of answer that it waits for.
+    var silence: LogSilence.Kind {
+        switch self {
+        case .reads, .open: .reads
+        case .group, .header, .footer: .writes
+        case .sync, .headerSync, .footerSync: .syncs
+        case .create, .close, .remove: .files
+        }
     }
 }
 

@@ -5,8 +5,8 @@ extension DiskLog {
         let isPending = oldestItem < itemCount
         if let number = doubtful.keys.filter({ segments[$0]!.liveBytes > 0 }).min() {
             events.append(.synced(ticket: ticket, fault: doubt(number)))
-        } else if isPending, suspendedUntil != nil {
-            events.append(.synced(ticket: ticket, fault: lastFault))
+        } else if isPending, let fault = suspensionFault {
+            events.append(.synced(ticket: ticket, fault: fault))
         } else {
             tickets.append(LogTicket(ticket: ticket, mark: itemCount))
         }

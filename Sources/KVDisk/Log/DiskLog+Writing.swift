@@ -56,7 +56,7 @@ extension DiskLog {
 
     /// Writes a group of what waits, if a head is there and may.
     mutating func startGroup(_ now: UInt64) -> Bool {
-        guard epoch != nil, suspendedUntil == nil, hasQueued,
+        guard epoch != nil, !isSuspended, hasQueued,
             groupsUnderWay < configuration.writesUnderWay
         else { return false }
         if head == nil {

@@ -118,9 +118,8 @@ package struct DiskLog: KVTier {
 
     var underWay: [UInt64: LogTask] = [:]
     var lastRequest: UInt64 = 0
-    /// When requests were made, the oldest first; those that have ended are only at the front taken
-    /// away.
-    var requestTimes = LogQueue<(id: UInt64, time: UInt64)>()
+    /// Whether the disk answers, by the kind of what it is asked for.
+    var silences = LogSilence.Kind.allCases.map { LogSilence(kind: $0) }
     package internal(set) var isStalled = false
     /// Of the call that is being answered.
     var currentTime: UInt64 = 0
@@ -152,6 +151,7 @@ package struct DiskLog: KVTier {
     }
 
     package mutating func advance(to now: UInt64) {
+        currentTime = now
         guard needsPump || nextDeadline ?? .max <= now else { return }
         noteStall(now)
         if let until = suspendedUntil, until <= now { suspendedUntil = nil }
@@ -163,8 +163,10 @@ package struct DiskLog: KVTier {
 
     package var nextDeadline: UInt64? {
         var next = min(suspendedUntil ?? .max, fullUntil ?? .max, unremovableUntil ?? .max)
-        if !isStalled, let oldest = requestTimes.first {
-            next = min(next, oldest.time + configuration.patienceNs)
+        if !isStalled {
+            for silence in silences {
+                next = min(next, silence.end(patience: configuration.patienceNs) ?? .max)
+            }
         }
         if let noRoomSince, !isStalled { next = min(next, noRoomSince + LogTimes.noRoom) }
         for number in active {
@@ -225,7 +227,7 @@ package struct DiskLog: KVTier {
     mutating func request(_ operation: LogRequest.Operation, for task: LogTask) -> UInt64 {
         lastRequest += 1
         underWay[lastRequest] = task
-        requestTimes.append((lastRequest, currentTime))
+        silences[task.silence.rawValue].asked(currentTime)
         requests.append(LogRequest(id: lastRequest, operation: operation))
         counters.requests += 1
         return lastRequest

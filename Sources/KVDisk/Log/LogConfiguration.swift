@@ -27,7 +27,8 @@ package struct LogConfiguration: Sendable {
     /// How long what was written may stay without a sync.
     package var syncIntervalNs: UInt64 = 1_000_000_000
 
-    /// How long a request may be under way before the disk counts as stalled.
+    /// How long the disk may answer no read, no write or no sync, while some are under way, before it
+    /// counts as stalled; six times as long for making and removing files.
     package var patienceNs: UInt64 = 10_000_000_000
 
     /// A configuration with the usual limits.

@@ -116,12 +116,14 @@ struct ChunkResolver {
         let copies = rivals.filter { found.chunks.areCopies($0, place) }
         // Once for all of them.
         guard place == copies.min() else { return }
-        var isTaken = false
+        var isSettled = false
         for copy in copies {
-            if isTaken {
+            if isSettled {
                 count(\.supersededChunks, copy)
             } else {
-                isTaken = take(copy)
+                // The one written last says when the chunk ends, so no other one comes after it.
+                isSettled = hasExpired(copy)
+                if take(copy) { isSettled = true }
             }
         }
     }
@@ -207,6 +209,11 @@ struct ChunkResolver {
         found.volumes[volume].counts[keyPath: reason] += 1
     }
 
+    private func hasExpired(_ place: Int) -> Bool {
+        let expiresMs = found.chunks.versions[place].expiresMs
+        return expiresMs != 0 && expiresMs < wallMs
+    }
+
     /// Whether a chunk is valid but for its parents; appends its shards, if not always all.
     private mutating func isValid(_ place: Int, _ lengths: [Int]) -> Bool {
         let version = found.chunks.versions[place]
@@ -215,7 +222,7 @@ struct ChunkResolver {
             count(\.droppedChunks, place)
             return false
         }
-        if version.expiresMs != 0, version.expiresMs < wallMs {
+        if hasExpired(place) {
             count(\.expiredChunks, place)
             return false
         }

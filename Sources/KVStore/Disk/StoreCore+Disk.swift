@@ -229,6 +229,7 @@ extension StoreCore {
             if log.isSuspended { gauges.disksSuspended += 1 }
             gauges.diskBytes += log.fileBytes
             gauges.unsafeReuses += volume.log.counters.unsafeReuses
+            gauges.diskStalls += volume.log.counters.stalls
             gauges.diskLiveBytes += log.liveBytes
             gauges.diskLimitBytes += volume.budgetBytes
         }
