@@ -20,6 +20,7 @@ let package = Package(
     name: "kvasir",
     products: [
         .library(name: "KVStore", targets: ["KVStore"]),
+        .library(name: "KVPolicy", targets: ["KVPolicy"]),
         .library(name: "KVIdentity", targets: ["KVIdentity"]),
         .library(name: "KVClient", targets: ["KVClient"]),
         .library(name: "ReferenceLM", targets: ["ReferenceLM"]),
@@ -64,7 +65,8 @@ let package = Package(
         .target(
             name: "KVService",
             dependencies: [
-                "KVStore", "KVIdentity", "KVArena", "KVSocket", "KVThreads", "RESP", "CKvasir",
+                "KVPolicy", "KVStore", "KVIdentity", "KVArena", "KVSocket", "KVThreads", "RESP",
+                "CKvasir",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: settings),
@@ -86,8 +88,8 @@ let package = Package(
             name: "kvasir",
             dependencies: [
                 "KVService", "KVStore", "KVArena", "KVSocket", "KVThreads", "RESP", "KVClient",
-                "KVIdentity", "KVDisk", "KVDiskFormat", "KVTier", "KvasirEngine", "ReferenceLM",
-                "CKernels", "CKvasir",
+                "KVIdentity", "KVDisk", "KVDiskFormat", "KVTier", "KVPolicy", "KvasirEngine",
+                "ReferenceLM", "CKernels", "CKvasir",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
@@ -98,7 +100,9 @@ let package = Package(
             swiftSettings: settings),
         .testTarget(
             name: "RESPTests", dependencies: ["TestRandom", "RESP"], swiftSettings: settings),
-        .testTarget(name: "KVPolicyTests", dependencies: ["KVPolicy"], swiftSettings: settings),
+        .testTarget(
+            name: "KVPolicyTests", dependencies: ["TestRandom", "KVPolicy"], swiftSettings: settings
+        ),
         .testTarget(name: "KVArenaTests", dependencies: ["KVArena"], swiftSettings: settings),
         .testTarget(
             name: "KVDiskFormatTests", dependencies: ["TestRandom", "KVDiskFormat", "KVIdentity"],
@@ -113,7 +117,8 @@ let package = Package(
         .testTarget(
             name: "KVStoreTests",
             dependencies: [
-                "TestRandom", "KVStore", "KVIdentity", "KVArena", "KVDisk", "KVDiskFormat",
+                "TestRandom", "KVStore", "KVIdentity", "KVArena", "KVPolicy", "KVDisk",
+                "KVDiskFormat",
                 "KVThreads", "KVTier",
                 .product(name: "Logging", package: "swift-log"),
             ],

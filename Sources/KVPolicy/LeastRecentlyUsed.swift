@@ -16,7 +16,7 @@ public struct LeastRecentlyUsed: EvictionPolicy {
     private static let notQueued = UInt32.max
 
     private var clock: UInt64 = 0
-    private var entries: [Entry] = []
+    private var entries = BlockArray<Entry>()
     private var heaps: [[UInt32]] = []
 
     /// An empty policy.
@@ -24,21 +24,26 @@ public struct LeastRecentlyUsed: EvictionPolicy {
 
     public var worthNow: UInt64 { clock }
 
-    public mutating func insert(_ chunk: UInt32, group: UInt32) {
-        while entries.count <= Int(chunk) { entries.append(Entry()) }
+    public mutating func begin(_ request: PolicyRequest) {}
+
+    public mutating func insert(_ chunk: UInt32, _ facts: NewChunk) {
+        let group = facts.group
+        entries.extend(to: Int(chunk), with: Entry())
         while heaps.count <= Int(group) { heaps.append([]) }
         precondition(entries[Int(chunk)].place == Self.notQueued, "chunk inserted twice")
         clock += 1
         entries[Int(chunk)] = Entry(lastUse: clock, group: group, place: Self.notQueued)
     }
 
-    public mutating func touch(_ chunk: UInt32) {
+    @discardableResult
+    public mutating func touch(_ chunk: UInt32) -> UInt64 {
         clock += 1
         entries[Int(chunk)].lastUse = clock
         let place = entries[Int(chunk)].place
         if place != Self.notQueued {
             siftDown(Int(place), group: Int(entries[Int(chunk)].group))
         }
+        return clock
     }
 
     public mutating func setEvictable(_ chunk: UInt32, _ evictable: Bool) {
@@ -54,7 +59,11 @@ public struct LeastRecentlyUsed: EvictionPolicy {
         }
     }
 
-    public mutating func remove(_ chunk: UInt32) {
+    public mutating func setResident(_ chunk: UInt32, _ resident: Bool) {
+        setEvictable(chunk, false)
+    }
+
+    public mutating func remove(_ chunk: UInt32, wasEvicted: Bool) {
         setEvictable(chunk, false)
     }
 

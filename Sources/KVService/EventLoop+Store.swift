@@ -1,6 +1,7 @@
 internal import Glibc
 internal import KVArena
 internal import KVIdentity
+internal import KVPolicy
 internal import KVStore
 internal import RESP
 
@@ -13,12 +14,12 @@ extension EventLoop {
             "KV.OPEN": Command(count: 2...2) { $0.open },
             "KV.SPACES": Command(count: 1...1) { $0.spaces },
             "KV.ARENA": Command(count: 1...2) { $0.arena },
-            "KV.MATCH": Command(count: 4...9) { $0.match },
+            "KV.MATCH": Command(count: 4...13) { $0.match },
             "KV.CHUNKS": Command(count: 2...12) { $0.chunks },
             "KV.ACQUIRE": Command(count: 3...9) { $0.acquire },
             "KV.WAIT": Command(count: 2...4) { $0.wait },
             "KV.RELEASE": Command(count: 2...4) { $0.release },
-            "KV.RESERVE": Command(count: 4...11) { $0.reserve },
+            "KV.RESERVE": Command(count: 4...15) { $0.reserve },
             "KV.COMMIT": Command(count: 4...4) { $0.commit },
             "KV.LOCATE": Command(count: 4...5, hexAt: 4) { $0.locate },
             "KV.EXPLAIN": Command(count: 4...5, hexAt: 4) { $0.explain },
@@ -96,6 +97,28 @@ extension EventLoop {
     }
 
     private static let milliseconds = 1...Int(StoreLimits.leaseMs)
+
+    /// What a request says of the time after it: `HINT closed|pending|pending:SECONDS|none` and
+    /// `PRIORITY n`.
+    private func hint(_ arguments: Arguments, _ options: [String: Int]) throws(CommandError)
+        -> ReuseHint
+    {
+        var hint = ReuseHint.none
+        if let index = options["HINT"] {
+            guard let said = ReuseHint(arguments.text(index)) else {
+                throw CommandError(
+                    "KVARG",
+                    "HINT is '\(arguments.text(index).prefix(32))'; give closed, pending, "
+                        + "pending:SECONDS (0 to \(Int(ReuseHint.mostSeconds))) or none")
+            }
+            hint = said
+        }
+        if let index = options["PRIORITY"] {
+            hint.priority = try arguments.integer(
+                index, "PRIORITY", ReuseHint.leastPriority...ReuseHint.mostPriority)
+        }
+        return hint
+    }
 
     // MARK: Sessions, spaces, the arena
 
@@ -246,7 +269,7 @@ extension EventLoop {
 
     private func match(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
         let target = try target(arguments, at: 1)
-        let options = try options(arguments, from: 4, ["HOLD", "READERS"])
+        let options = try options(arguments, from: 4, ["HOLD", "READERS", "HINT", "PRIORITY"])
         var holdMs: UInt64?
         var readers = 1
         if let index = options["HOLD"] {
@@ -256,11 +279,11 @@ extension EventLoop {
             readers = try arguments.integer(index, "READERS", 1...65_536)
         }
         let (session, count) = (connection.session.id, readers)
+        let hint = try hint(arguments, options)
         let match = try apply { core, now throws(StoreError) in
             try core.match(
                 space: target.space, root: target.root, keys: target.keys, holdMs: holdMs,
-                readers: count,
-                session: session, now: now)
+                readers: count, hint: hint, session: session, now: now)
         }
         let tiers = match.tiers.map(\.rawValue)
         connection.writer.array(3)
@@ -349,7 +372,7 @@ extension EventLoop {
 
     private func reserve(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
         let target = try target(arguments, at: 1)
-        let options = try options(arguments, from: 4, ["PARENT", "TTL", "TAG"])
+        let options = try options(arguments, from: 4, ["PARENT", "TTL", "TAG", "HINT", "PRIORITY"])
         var parent: Digest?
         var ms = 60_000
         if let index = options["PARENT"] {
@@ -363,11 +386,11 @@ extension EventLoop {
             tag = UInt64(try arguments.integer(index, "TAG", 0...Int.max))
         }
         let (session, before, time, name) = (connection.session.id, parent, UInt64(ms), tag)
+        let hint = try hint(arguments, options)
         let reservation = try apply { core, now throws(StoreError) in
             try core.reserve(
                 space: target.space, root: target.root, keys: target.keys, parent: before,
-                timeToLiveMs: time, tag: name,
-                session: session, now: now)
+                timeToLiveMs: time, tag: name, hint: hint, session: session, now: now)
         }
         connection.writer.array(4)
         connection.writer.integer(Int(reservation.lease))
@@ -555,6 +578,8 @@ extension EventLoop {
             ("connections_refused", refusedCount), ("commands", commandCount),
             ("protocol_errors", protocolErrorCount),
             ("uptime_ms", Int((Store.now() - startedAt) / 1_000_000)),
+            // Names of figures say what runs: all values are integers.
+            ("policy_\(store.policy.rawValue)", 1),
         ]
     }
 

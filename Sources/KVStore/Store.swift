@@ -2,6 +2,7 @@ internal import CXXHash
 internal import Dispatch
 internal import Glibc
 public import KVArena
+public import KVPolicy
 internal import KVThreads
 internal import KVTier
 public import Logging
@@ -35,6 +36,8 @@ public final class Store: Sendable {
         public var disks: [DiskConfiguration]
         /// Which sealed chunks go to disk.
         public var diskAdmission: DiskAdmission
+        /// Which policy decides what memory gives up.
+        public var policy: PolicyName
         /// Where progress and trouble are told.
         public var logger: Logger
 
@@ -42,10 +45,12 @@ public final class Store: Sendable {
         public init(
             memoryBytes: Int? = nil, verifyOneIn: Int = 64, hugePages: Bool = true,
             faultThreads: Int? = nil, disks: [DiskConfiguration] = [],
-            diskAdmission: DiskAdmission = .all, logger: Logger = Logger(label: "kvasir")
+            diskAdmission: DiskAdmission = .all, policy: PolicyName = .default,
+            logger: Logger = Logger(label: "kvasir")
         ) {
             self.disks = disks
             self.diskAdmission = diskAdmission
+            self.policy = policy
             self.memoryBytes = memoryBytes
             self.verifyOneIn = verifyOneIn
             self.hugePages = hugePages
@@ -62,6 +67,8 @@ public final class Store: Sendable {
 
     /// The shared memory. Its descriptor is what clients map.
     public let arena: SharedArena
+    /// What decides which chunks go when memory runs short.
+    public let policy: PolicyName
     package let logger: Logger
 
     private let core: Locked<StoreCore>
@@ -93,13 +100,15 @@ public final class Store: Sendable {
         try Self.check(bytes: whole, against: budget)
         arena = try SharedArena(byteCount: whole, hugePages: configuration.hugePages)
         logger = configuration.logger
+        policy = configuration.policy
         let secret = (UInt64.random(in: .min ... .max), UInt64.random(in: .min ... .max))
         core = Locked(
             StoreCore(
                 .init(
                     arenaBytes: whole, slabBytes: slab, checkOneIn: configuration.verifyOneIn,
                     secret: secret, admission: configuration.diskAdmission,
-                    wallOffsetMs: Self.wallOffsetMs())))
+                    wallOffsetMs: Self.wallOffsetMs()),
+                policy: configuration.policy.make()))
         disks = try DiskVolume.open(configuration.disks, arena: arena, logger: logger)
         recovery = DiskRecoveryRun(disks, logger: logger)
         faulter = ArenaFaulter(arena: arena, slabBytes: slab, logger: configuration.logger)

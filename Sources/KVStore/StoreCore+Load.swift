@@ -1,6 +1,6 @@
 internal import KVArena
 package import KVIdentity
-internal import KVPolicy
+package import KVPolicy
 
 /// What a match leaves behind.
 struct Hold {
@@ -63,10 +63,10 @@ extension StoreCore {
     ///
     /// `keys` may start anywhere in the chain. With `holdMs` the chunks found stay until `readers`
     /// read leases on them have been released, the time has passed, the hold is released or the
-    /// session ends.
+    /// session ends. `hint` is what the request says of the time after it, for the policy.
     package mutating func match(
         space handle: UInt32, root: Digest, keys: [Digest], holdMs: UInt64? = nil, readers: Int = 1,
-        session: SessionID, now: UInt64
+        hint: ReuseHint = .none, session: SessionID, now: UInt64
     ) throws(StoreError) -> Match {
         advance(to: now)
         try requireKeys(keys)
@@ -82,6 +82,8 @@ extension StoreCore {
         counters.matches += 1
         counters.matchedKeysAsked += keys.count
         counters.matchedKeysHit += found.count
+        let before = found.first.map { Int(chunks[$0].number) } ?? 0
+        policy.begin(PolicyRequest(now: currentTime, hint: hint, length: before + keys.count))
         touch(found)
         markUsed(found)
         let tiers = found.map { chunks[$0].memory == .resident ? Tier.memory : .disk }
@@ -122,8 +124,7 @@ extension StoreCore {
     mutating func touch(_ run: [UInt32]) {
         guard var chunk = run.last else { return }
         while chunk != Chunk.none {
-            policy.touch(chunk)
-            let worth = policy.worth(of: chunk)
+            let worth = policy.touch(chunk)
             let entry = chunks[chunk]
             chunk = entry.parent
             if entry.memory == .absent { continue }

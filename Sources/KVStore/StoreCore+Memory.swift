@@ -41,7 +41,11 @@ extension StoreCore {
         let entry = chunks[chunk]
         if entry.parent != Chunk.none { chunks[chunk].number = chunks[entry.parent].number + 1 }
         index.insert(chunk, key: entry.key, chunks)
-        policy.insert(chunk, group: space.group)
+        policy.insert(
+            chunk,
+            NewChunk(
+                group: space.group, parent: entry.parent == Chunk.none ? nil : entry.parent,
+                fingerprint: entry.key.words.0, isResident: entry.memory != .absent))
         spaces[space.handle]!.chunkCount += 1
         roots[Int(entry.root)].chunkCount += 1
         link(chunk)
@@ -62,15 +66,15 @@ extension StoreCore {
     ///
     /// - Returns: false if nothing can go.
     private mutating func makeRoom(for length: Int) -> Bool {
-        var victim: UInt32?
+        var poorest: (group: UInt32, worth: UInt64)?
         for group in groupsByLength[length] ?? [] {
-            guard let candidate = policy.victim(in: group) else { continue }
-            if let best = victim, policy.worth(of: best) <= policy.worth(of: candidate) { continue }
-            victim = candidate
+            guard let worth = policy.leastWorth(in: group) else { continue }
+            if let poorest, poorest.worth <= worth { continue }
+            poorest = (group, worth)
         }
+        let victim = poorest.flatMap { policy.victim(in: $0.group) }
         if allocator.lengthCount > (victim == nil ? 0 : 1) {
-            let bound = victim.map { policy.worth(of: $0) } ?? .max
-            let place = cheapestPlace(for: length, below: bound)
+            let place = cheapestPlace(for: length, below: poorest?.worth ?? .max)
             if let place, !place.isEmpty {
                 // A shard's extent stands for its chunk, which may stand there several times, or be
                 // gone with an ancestor.
@@ -115,6 +119,7 @@ extension StoreCore {
     /// The chunk's extents are free.
     mutating func becameAbsent(_ chunk: UInt32) {
         chunks[chunk].memory = .absent
+        if chunks[chunk].state != .doomed { policy.setResident(chunk, false) }
         if chunks[chunk].state == .sealed { disk.absentCount += 1 }
         let parent = chunks[chunk].parent
         if parent == Chunk.none { return }
@@ -139,6 +144,7 @@ extension StoreCore {
             shards[entry.firstShard + UInt32(shard)].page = page
         }
         chunks[chunk].memory = .loading
+        policy.setResident(chunk, true)
         if entry.parent != Chunk.none {
             chunks[entry.parent].residentChildren += 1
             updateEvictable(entry.parent)

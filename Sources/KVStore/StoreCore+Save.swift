@@ -1,5 +1,6 @@
 internal import KVArena
 package import KVIdentity
+package import KVPolicy
 
 /// A writer's claim on the extents of chunks that are not sealed yet.
 struct WriteClaim {
@@ -57,7 +58,8 @@ extension StoreCore {
     /// and change nothing.
     package mutating func reserve(
         space handle: UInt32, root: Digest, keys: [Digest], parent: Digest? = nil,
-        timeToLiveMs: UInt64, tag: UInt64? = nil, session: SessionID, now: UInt64
+        timeToLiveMs: UInt64, tag: UInt64? = nil, hint: ReuseHint = .none, session: SessionID,
+        now: UInt64
     ) throws(StoreError) -> Reservation {
         advance(to: now)
         try requireKeys(keys)
@@ -102,6 +104,10 @@ extension StoreCore {
             lease.kept.insert(parentChunk, at: 0)
         }
         for chunk in lease.kept.reversed() { pin(chunk) }
+        let before = parentChunk == Chunk.none ? 0 : Int(chunks[parentChunk].number) + 1
+        policy.begin(
+            PolicyRequest(
+                now: currentTime, hint: hint, length: before + keys.count, isRefresh: true))
         touch(lease.kept)
         if let last = lease.kept.last { admitUsed(last) }
 

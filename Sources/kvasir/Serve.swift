@@ -1,6 +1,7 @@
 import ArgumentParser
 import Foundation
 import KVArena
+import KVPolicy
 import KVService
 import KVSocket
 import KVStore
@@ -38,6 +39,12 @@ struct Serve: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
+            "What memory gives up first: \(Self.policyNames). [KVASIR_POLICY] (default: \(PolicyName.default.rawValue))",
+            valueName: "name"))
+    var policy: String?
+
+    @Option(
+        help: ArgumentHelp(
             "Verify checksums of one acquire in so many: 'all', 'off' or a number. [KVASIR_VERIFY] (default: 64)",
             valueName: "rate"))
     var verify: String?
@@ -47,6 +54,9 @@ struct Serve: ParsableCommand {
             "trace, debug, info, notice, warning, error or critical. [KVASIR_LOG_LEVEL] (default: info)",
             valueName: "level"))
     var logLevel: String?
+
+    private static let policyNames =
+        PolicyName.allCases.map(\.rawValue).joined(separator: ", ") + " or default"
 
     func run() throws {
         // First of all, so that every thread started from here on leaves the signals to the event
@@ -78,7 +88,8 @@ struct Serve: ParsableCommand {
         }
         var configuration = Store.Configuration(
             memoryBytes: settings.memory?.bytes, verifyOneIn: settings.verifyOneIn,
-            disks: settings.plan.disks, diskAdmission: settings.plan.admission, logger: logger)
+            disks: settings.plan.disks, diskAdmission: settings.plan.admission,
+            policy: settings.policy, logger: logger)
         do {
             do {
                 return try Store(configuration)
@@ -113,6 +124,7 @@ struct Serve: ParsableCommand {
         var group: String?
         var memory: ByteCount?
         var verifyOneIn: Int
+        var policy: PolicyName
         var plan: DiskOptions.Plan
         var level: Logger.Level
     }
@@ -127,6 +139,10 @@ struct Serve: ParsableCommand {
         else {
             throw ValidationError("--verify takes 'all', 'off' or a number, not '\(rate)'")
         }
+        let word = try Setting.value(policy, "KVASIR_POLICY", default: "default")
+        guard let chosen = PolicyName(named: word.lowercased()) else {
+            throw ValidationError("--policy takes one of \(Self.policyNames), not '\(word)'")
+        }
         let name = try Setting.value(logLevel, "KVASIR_LOG_LEVEL", default: "info")
         guard let level = Logger.Level(rawValue: name.lowercased()) else {
             let all = Logger.Level.allCases.map(\.rawValue).joined(separator: ", ")
@@ -135,6 +151,6 @@ struct Serve: ParsableCommand {
         return Settings(
             socket: path, group: group.isEmpty ? nil : group,
             memory: bytes?.bytes == 0 ? nil : bytes,
-            verifyOneIn: verifyOneIn, plan: try diskOptions.resolve(), level: level)
+            verifyOneIn: verifyOneIn, policy: chosen, plan: try diskOptions.resolve(), level: level)
     }
 }

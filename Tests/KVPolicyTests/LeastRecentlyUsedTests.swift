@@ -17,7 +17,8 @@ struct LeastRecentlyUsedTests {
             let chunk = UInt32.random(in: 0..<60, using: &random)
             if group[chunk] == nil {
                 group[chunk] = chunk % 3
-                policy.insert(chunk, group: chunk % 3)
+                policy.insert(
+                    chunk, NewChunk(group: chunk % 3, parent: nil, fingerprint: UInt64(chunk)))
                 order.append(chunk)
             } else {
                 switch Int.random(in: 0..<4, using: &random) {
@@ -32,7 +33,7 @@ struct LeastRecentlyUsedTests {
                     policy.setEvictable(chunk, false)
                     evictable.remove(chunk)
                 default:
-                    policy.remove(chunk)
+                    policy.remove(chunk, wasEvicted: false)
                     order.removeAll { $0 == chunk }
                     evictable.remove(chunk)
                     group[chunk] = nil
@@ -48,8 +49,8 @@ struct LeastRecentlyUsedTests {
     @Test("Worth orders chunks of different groups by their last use")
     func worthIsComparable() {
         var policy = LeastRecentlyUsed()
-        policy.insert(0, group: 0)
-        policy.insert(1, group: 1)
+        policy.insert(0, NewChunk(group: 0, parent: nil, fingerprint: 0))
+        policy.insert(1, NewChunk(group: 1, parent: nil, fingerprint: 1))
         #expect(policy.worth(of: 0) < policy.worth(of: 1))
         policy.touch(0)
         #expect(policy.worth(of: 0) > policy.worth(of: 1))

@@ -1,6 +1,7 @@
 import KVDisk
 import KVDiskFormat
 import KVIdentity
+import KVPolicy
 import KVStore
 import KVThreads
 import KVTier
@@ -121,7 +122,8 @@ final class DiskSimulation {
             .init(
                 arenaBytes: pages * 4096, slabBytes: 16 * 4096, checkOneIn: 7,
                 secret: (seed, seed ^ 99), admission: kind.admission, wallOffsetMs: 1_000_000,
-                diskTurnBytes: turnBytes))
+                diskTurnBytes: turnBytes),
+            policy: PolicyName.allCases.randomElement(using: &random)!.make())
         core.slabsBecameReady(0..<(pages / 16))
         return core
     }
@@ -218,7 +220,13 @@ final class DiskSimulation {
             && core.counters.chunksEvictedFromDisk == 0
             && core.counters.chunksLeftToMemory == 0
             && core.gauges.disk.unsafeReuses == 0
+        count("stalls", core.gauges.disk.diskStalls)
         disks = disks.map { $0.crash() }
+        // It is down for a while.
+        if pick(3) > 0 {
+            now = max(now, disks.map(\.now).max()!) + UInt64(pick(8)) * second
+            for disk in disks { disk.advance(to: now) }
+        }
         completions.list.withLock { $0 = [] }
         (jobs, readers, holds, syncs) = ([], [:], [:], [:])
         try start()

@@ -39,11 +39,44 @@ struct DiskSimulationTests {
         print("disk simulation '\(kind.name)': \(counts.sorted { $0.key < $1.key })")
         // A few seeds need not have seen everything.
         if Self.seeds < Self.usualSeeds { return }
+        if kind.isLate { #expect(counts["stalls", default: 0] > 0) }
         for what in [
             "saves", "hits", "disk hits", "reads", "syncs", "drops", "expiries", "crashes",
         ] {
             #expect(counts[what, default: 0] > 0, "\(what)")
         }
+    }
+
+    @Test("Who waits for a disk that does not answer to make something durable is told so")
+    func hangingSync() throws {
+        let simulation = try DiskSimulation(seed: Self.first, kind: .all[0])
+        while simulation.core.counters.chunksWritten < 30 {
+            try simulation.save()
+            simulation.drain()
+            try simulation.rest()
+        }
+        for disk in simulation.disks {
+            disk.faults.late = 1
+            disk.faults.lateNanoseconds = 600_000_000_000...600_000_000_000
+        }
+        while simulation.core.gauges.disk.chunksBeingWritten == 0 {
+            try simulation.save()
+            simulation.drain()
+        }
+        simulation.finishRecovery()
+        try simulation.sync()
+        simulation.drain()
+        simulation.hashSome()
+        simulation.pass(9_000_000_000)
+        #expect(simulation.syncs.count == 1, "seed \(Self.first)")
+        // It may wait for a file that is made, which may take longer.
+        simulation.pass(52_000_000_000)
+        #expect(simulation.syncs.isEmpty && simulation.counts["failed syncs"] == 1)
+        // At once, now that it is known.
+        try simulation.sync()
+        simulation.drain()
+        #expect(simulation.syncs.isEmpty && simulation.counts["failed syncs"] == 2)
+        #expect(simulation.core.brokenInvariant() == nil)
     }
 
     @Test("Nobody waits long for a disk that does not answer, and nothing on it is lost")

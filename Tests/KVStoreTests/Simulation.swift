@@ -1,4 +1,5 @@
 import KVIdentity
+import KVPolicy
 import KVStore
 import TestRandom
 
@@ -78,7 +79,9 @@ final class Simulation {
 
     init(seed: UInt64, pages: Int, hasPressure: Bool) throws {
         random = SeededGenerator(seed: seed)
-        core = makeCore(pages: pages, checkOneIn: 5)
+        let policies = PolicyName.allCases
+        core = makeCore(
+            pages: pages, checkOneIn: 5, policy: policies[Int(seed % UInt64(policies.count))])
         memory = Array(repeating: 0, count: pages)
         self.hasPressure = hasPressure
         spaces = [

@@ -1,4 +1,5 @@
 import KVIdentity
+import KVPolicy
 import KVStore
 import Testing
 
@@ -28,11 +29,13 @@ func key(_ path: [UInt64]) -> Digest {
 }
 
 /// A core whose arena is ready.
-func makeCore(pages: Int, slabPages: Int = 16, checkOneIn: Int = 0) -> StoreCore {
+func makeCore(
+    pages: Int, slabPages: Int = 16, checkOneIn: Int = 0, policy: PolicyName = .lru
+) -> StoreCore {
     var core = StoreCore(
         .init(
             arenaBytes: pages * 4096, slabBytes: slabPages * 4096, checkOneIn: checkOneIn,
-            secret: (7, 11)))
+            secret: (7, 11)), policy: policy.make())
     core.slabsBecameReady(0..<(pages / slabPages))
     return core
 }

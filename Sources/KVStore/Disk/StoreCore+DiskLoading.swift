@@ -1,6 +1,7 @@
 internal import KVArena
 internal import KVDisk
 package import KVIdentity
+internal import KVPolicy
 internal import KVTier
 
 // From disk to memory: whoever wants a chunk first has it read, everybody else waits for the same
@@ -47,6 +48,8 @@ extension StoreCore {
         try requireKeys(keys)
         _ = try requireSpace(handle, session: session)
         let found = visiblePrefix(space: handle, root: root, keys: keys)
+        // Somebody says that a request will come; that one is the use.
+        policy.begin(PolicyRequest(now: currentTime, isRefresh: true))
         touch(found)
         // The whole run stays while room is made for its parts.
         for chunk in found.reversed() { pin(chunk) }

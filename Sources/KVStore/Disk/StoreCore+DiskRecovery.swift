@@ -1,6 +1,7 @@
 internal import KVArena
 package import KVDisk
 package import KVIdentity
+internal import KVPolicy
 internal import KVTier
 
 // What a disk still has from earlier comes in batches, while the store already serves. What is
@@ -28,6 +29,7 @@ extension StoreCore {
     /// - Parameter spaces: what the chunks' numbers of spaces mean.
     package mutating func found(_ batch: RecoveredBatch, spaces: [CacheSpace], now: UInt64) {
         advance(to: now)
+        policy.begin(PolicyRequest(now: currentTime, isRefresh: true))
         for (index, chunk) in batch.chunks.enumerated() {
             take(chunk, batch.shards(of: index), space: spaces[chunk.space])
         }

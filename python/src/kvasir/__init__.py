@@ -22,6 +22,7 @@ from .errors import (
     UnknownLease,
     UnknownSpace,
 )
+from .hints import Hint
 from .identity import Extra, KeyChain, Space, encode_extras, root
 from .leases import (
     Explanation,
@@ -43,6 +44,7 @@ __all__ = [
     "DiskFailed",
     "Explanation",
     "Extra",
+    "Hint",
     "Hold",
     "KeyChain",
     "KeyGap",

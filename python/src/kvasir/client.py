@@ -31,6 +31,7 @@ from .errors import (
     Timeout,
     server_error,
 )
+from .hints import NO_HINT, Hint
 from .identity import KEY_BYTES, Space
 from .leases import (
     Explanation,
@@ -65,6 +66,9 @@ ORPHANS_MAX: Final = 1024
 #: How much longer than the daemon we wait for a reply that it promised in time.
 GRACE_SECONDS: Final = 1.0
 #: The longest time that the daemon can be asked to wait.
+#: The longest time to live, and the shortest that slides.
+LIFETIME_MS_MAX: Final = 31_536_000_000
+SLIDING_MS_LEAST: Final = 2000
 SERVER_WAIT_MS_MAX: Final = 600_000
 
 
@@ -263,11 +267,15 @@ class Client:
         *,
         hold_ms: int = 0,
         readers: int = 1,
+        hint: Hint = NO_HINT,
         timeout: float | None = None,
     ) -> Match:
-        """How many of the leading ``keys`` (packed) are stored, and a hold on them if asked for."""
+        """How many of the leading ``keys`` (packed) are stored, and a hold on them if asked for.
+
+        ``hint``: what is known of the time after this request.
+        """
         _check_keys(keys)
-        arguments: list[Argument] = [root, keys]
+        arguments: list[Argument] = [root, keys, *hint.arguments]
         if hold_ms:
             arguments += ["HOLD", hold_ms, "READERS", readers]
         deadline = time.monotonic() + hold_ms / 1000
@@ -331,13 +339,14 @@ class Client:
         *,
         parent: bytes | None = None,
         ttl_ms: int = 60_000,
+        hint: Hint = NO_HINT,
         timeout: float | None = None,
     ) -> WriteLease:
         """Room for those of ``keys`` (consecutive chunks, packed) that are not stored.
 
         They start at chunk 0, or the first of them follows ``parent``.
         """
-        request = ReserveRequest(space, root, keys, parent, ttl_ms)
+        request = ReserveRequest(space, root, keys, parent, ttl_ms, hint)
         (result,) = self.pipeline_reserve([request], timeout=timeout)
         if isinstance(result, KvasirError):
             raise result
@@ -526,12 +535,20 @@ class Client:
     ) -> None:
         """Drops what is saved into the space from now on after ``ms`` (0: never).
 
-        ``sliding``: as of :meth:`expire`. The client remembers it, and tells it again to a daemon
-        that was started anew.
+        ``sliding``: as of :meth:`expire`. As :meth:`remember_time_to_live`, and tells it now.
         """
-        words: tuple[Argument, ...] = ("SPACE", ms, "SLIDING") if sliding else ("SPACE", ms)
-        self._ask_space("KV.EXPIRE", space, words, timeout)
-        self._lives[space.id] = words
+        self.remember_time_to_live(space, ms, sliding=sliding)
+        self._ask_space("KV.EXPIRE", space, self._lives[space.id], timeout)
+
+    def remember_time_to_live(self, space: Space, ms: int, *, sliding: bool = False) -> None:
+        """Has every daemon told, when this client opens the space there; asks none now.
+
+        Raises ValueError for a time that no daemon would take.
+        """
+        least = SLIDING_MS_LEAST if sliding and ms else 0
+        if not least <= ms <= LIFETIME_MS_MAX:
+            raise ValueError(f"a time to live has {least} to {LIFETIME_MS_MAX} ms, not {ms}")
+        self._lives[space.id] = ("SPACE", ms, "SLIDING") if sliding else ("SPACE", ms)
 
     def drop_keys(
         self, space: Space, root: bytes, keys: bytes, *, timeout: float | None = None
@@ -1100,5 +1117,5 @@ def _encode_reserve(request: ReserveRequest, opened: OpenSpace, tag: int) -> byt
     arguments: list[Argument] = ["KV.RESERVE", opened.handle, request.root, request.keys]
     if request.parent is not None:
         arguments += ["PARENT", request.parent]
-    arguments += ["TTL", request.ttl_ms, "TAG", tag]
+    arguments += ["TTL", request.ttl_ms, "TAG", tag, *request.hint.arguments]
     return _resp.encode_command(*arguments)

@@ -26,6 +26,7 @@ from .errors import (
     Timeout,
     UnknownLease,
 )
+from .hints import NO_HINT, Hint
 from .identity import Space
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ class ReserveRequest(NamedTuple):
     keys: bytes
     parent: bytes | None = None
     ttl_ms: int = 60_000
+    hint: Hint = NO_HINT
 
 
 @dataclass(frozen=True, slots=True)

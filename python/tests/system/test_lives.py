@@ -44,6 +44,20 @@ def test_a_space_gives_its_chunks_a_life_and_a_new_daemon_is_told(idle_daemon: D
         assert load(client, "after") == COUNT
 
 
+def test_a_daemon_that_is_away_is_told_when_it_is_there(idle_daemon: Daemon) -> None:
+    with kvasir.Client(idle_daemon.path) as client:
+        client.remember_time_to_live(SPACE, 300)
+        idle_daemon.start()
+        save(client, "limited")
+        assert load(client, "limited") == COUNT
+        wait_until(lambda: load(client, "limited") == 0, "the life ends")
+        for ms, sliding in ((-1, False), (31_536_000_001, False), (1999, True)):
+            with pytest.raises(ValueError, match="time to live"):
+                client.set_time_to_live(SPACE, ms, sliding=sliding)
+        client.set_time_to_live(SPACE, 31_536_000_000)
+        client.set_time_to_live(SPACE, 2000, sliding=True)
+
+
 def test_a_life_that_slides_goes_on_as_long_as_it_is_used(idle_daemon: Daemon) -> None:
     idle_daemon.start()
     with kvasir.Client(idle_daemon.path) as client:

@@ -133,6 +133,7 @@ class Request:
         self.mm_features: list[Any] = []
         self.lora_request = None
         self.cache_salt = None
+        self.kv_transfer_params: dict[str, Any] | None = None
         self.skip_reading_prefix_cache = False
         self.num_computed_tokens = 0
         self.num_in_flight_tokens = 0

@@ -27,6 +27,7 @@ from kvasir.errors import (
     Timeout,
     UnknownLease,
 )
+from kvasir.hints import NO_HINT, Hint
 from kvasir.leases import GONE_OFFSET, PENDING_OFFSET
 from kvasir.vllm.device import CpuDevice
 
@@ -94,6 +95,8 @@ class FakeStore:
         self.up = True
         self.refuse_saves = ""
         self.expire_reads = False
+        self.hints: list[tuple[str, Hint]] = []
+        """What matches and reserves said of the time after them."""
         self.lose_at: int | None = None
         """Chunks of an acquire from this one on are gone."""
         self.pending_waits = 0
@@ -466,8 +469,9 @@ class FakeClient:
         if incarnation is not None and incarnation != self.incarnation:
             raise ConnectionLost("it belongs to another connection")
 
-    def match(self, space, root, keys, *, hold_ms=0, readers=1, timeout=None):
+    def match(self, space, root, keys, *, hold_ms=0, readers=1, hint=NO_HINT, timeout=None):
         assert timeout is not None
+        self.store.hints.append(("match", hint))
         self.check(None)
         self.store.call("match")
         if self.store.match_fails:
@@ -500,6 +504,7 @@ class FakeClient:
         self.store.call("reserve")
         answers = []
         for request in requests:
+            self.store.hints.append(("reserve", request.hint))
             try:
                 answers.append(FakeWriteLease(self, self.store.reserve(self.session, request)))
             except KvasirError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,3 +101,26 @@ def test_the_page_lists_every_option_with_its_default() -> None:
 def test_the_page_names_every_figure() -> None:
     text = (Path(__file__).parents[3] / "docs" / "vllm.md").read_text()
     assert [name for name in SUMMED if f"`{name}" not in text] == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ttl_s": 0},
+        {"ttl_s": 31_536_000},
+        {"ttl_s": 2, "ttl_sliding": True},
+        {"ttl_sliding": False},
+    ],
+)
+def test_times_to_live_that_the_daemon_takes(options: dict[str, Any]) -> None:
+    parsed = parse_options({f"kvasir.{name}": value for name, value in options.items()})
+    assert parsed.ttl_s == options.get("ttl_s")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"ttl_s": 31_536_001}, {"ttl_s": 1, "ttl_sliding": True}, {"ttl_sliding": True}],
+)
+def test_times_to_live_that_it_does_not_take(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"kvasir\.ttl"):
+        parse_options({f"kvasir.{name}": value for name, value in options.items()})

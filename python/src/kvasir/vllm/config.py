@@ -38,8 +38,8 @@ class ConnectorOptions:
     """Fewer external tokens than this are computed rather than loaded."""
     load_if_slower: bool = False
     """Load whatever matches, also where computing it would be done sooner."""
-    ttl_s: int = 0
-    """Seconds after which what is saved is dropped; 0 for never."""
+    ttl_s: int | None = None
+    """Seconds after which what is saved is dropped; 0 for never. None: as the space has it."""
     ttl_sliding: bool = False
     """Whether that time begins anew with each use."""
     idle_wait_ms: int = 5
@@ -53,6 +53,8 @@ class ConnectorOptions:
 
 
 DEFAULT_CHUNK_TOKENS = 256
+TTL_S_MOST = 31_536_000
+TTL_S_LEAST_SLIDING = 2
 
 
 def _text(value: Any) -> str:
@@ -133,6 +135,12 @@ def parse_options(extra_config: Mapping[str, Any]) -> ConnectorOptions:
                 f"kv_connector_extra_config option '{key}' takes {error}, not {value!r}."
             ) from None
         options = replace(options, **{name: checked})
+    if options.ttl_s is not None and options.ttl_s > TTL_S_MOST:
+        raise ValueError(f"'{PREFIX}ttl_s' takes up to {TTL_S_MOST}, a year, not {options.ttl_s}.")
+    if options.ttl_sliding and (options.ttl_s or 0) < TTL_S_LEAST_SLIDING:
+        raise ValueError(
+            f"'{PREFIX}ttl_sliding' needs '{PREFIX}ttl_s' of at least {TTL_S_LEAST_SLIDING}."
+        )
     return options
 
 

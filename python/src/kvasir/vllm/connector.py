@@ -312,6 +312,12 @@ class KvasirConnector(KVConnectorBase_V1):
         )
         side.start(space, asynchronous=any(one.asynchronous for one in ours.values()))
         missing = ""
+        if self._options.ttl_s is not None:
+            for link in side.links:
+                # A daemon that is away, or started anew, is told when the space is opened there.
+                link.client.remember_time_to_live(
+                    space, self._options.ttl_s * 1000, sliding=self._options.ttl_sliding
+                )
         for link in side.links:
             connection = link.ready(START_WAIT_S, dial=True)
             if connection is None:
@@ -320,13 +326,6 @@ class KvasirConnector(KVConnectorBase_V1):
             try:
                 # Now, so that the first match and save have only themselves to do in their time.
                 connection.client.open(space, timeout=START_WAIT_S)
-                if self._options.ttl_s:
-                    connection.client.set_time_to_live(
-                        space,
-                        self._options.ttl_s * 1000,
-                        sliding=self._options.ttl_sliding,
-                        timeout=START_WAIT_S,
-                    )
             except KvasirError as error:
                 logger.warning("Kvasir did not open the space of this engine: %s", error)
                 break

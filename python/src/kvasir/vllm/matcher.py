@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 from kvasir.errors import KvasirError, ServerError
+from kvasir.hints import Hint
 from kvasir.identity import KEY_BYTES, Space
 from kvasir.leases import MEMORY, Match
 from kvasir.vllm.cost import Decision
@@ -43,6 +44,7 @@ class Ticket:
         "done",
         "error",
         "first",
+        "hint",
         "keys",
         "known",
         "prefetched_at",
@@ -64,6 +66,7 @@ class Ticket:
         known: int,
         asked_at: float,
         since: float,
+        hint: Hint,
         decide: Callable[[bytes], Decision],
     ) -> None:
         self.space = space
@@ -76,6 +79,7 @@ class Ticket:
         self.asked_at = asked_at
         self.since = since
         """When its request began to wait, perhaps for an answer that was of no use."""
+        self.hint = hint
         self.decide = decide
         """How many leading chunks are worth taking, given the tier of each. On the thread."""
         self.taken = 0
@@ -202,6 +206,7 @@ class Matcher:
                 ticket.keys,
                 hold_ms=self._hold_ms,
                 readers=self._readers,
+                hint=ticket.hint,
                 timeout=self._answer_s,
             )
             hold = answer.hold

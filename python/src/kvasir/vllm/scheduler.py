@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from kvasir.errors import KvasirError, ServerError, Timeout
+from kvasir.hints import NO_HINT, Hint, hint_of
 from kvasir.identity import Space
 from kvasir.leases import MEMORY, ReserveRequest
 from kvasir.vllm.config import ConnectorOptions
@@ -98,6 +99,8 @@ class RequestState:
 
     request: Any
     uncacheable: str = ""
+    hint: Hint = NO_HINT
+    """What the request says of the time after it."""
     keys: RequestKeys | None = None
     first_seen: float = 0.0
     asked_tokens: int = 0
@@ -565,6 +568,7 @@ class SchedulerSide:
                 known=known,
                 asked_at=now,
                 since=since,
+                hint=state.hint,
                 decide=partial(self._decide, keys.space, first, computed, dict(self._under_way)),
             )
             if self._matcher.busy_s() > self._patience_s:
@@ -799,6 +803,7 @@ class SchedulerSide:
                     keys.slice(candidate.first, candidate.end),
                     keys.key(candidate.first - 1) if candidate.first else None,
                     self._options.lease_ms,
+                    candidate.state.hint,
                 )
             )
         try:
@@ -912,6 +917,11 @@ class SchedulerSide:
             )
             if state.uncacheable:
                 self.counters.fail("uncached_requests", state.uncacheable)
+            try:
+                state.hint = hint_of(getattr(request, "kv_transfer_params", None))
+            except ValueError:
+                # No reason to refuse a request, which is cached without it.
+                self.counters.add("hints_not_understood")
             self._requests[request.request_id] = state
         return state
 

@@ -29,6 +29,7 @@ SUMMED = (
     "refused_chunks",
     "failed_saves",
     "uncached_requests",
+    "hints_not_understood",
     "failed_matches",
     "outages",
 )
