@@ -61,6 +61,10 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: settings),
+        .target(
+            name: "KVSimulator",
+            dependencies: ["KVDisk", "KVDiskFormat", "KVIdentity", "KVPolicy", "KVStore"],
+            swiftSettings: settings),
         .target(name: "KVSocket", dependencies: ["CKvasir"], swiftSettings: settings),
         .target(
             name: "KVService",
@@ -87,9 +91,9 @@ let package = Package(
         .executableTarget(
             name: "kvasir",
             dependencies: [
-                "KVService", "KVStore", "KVArena", "KVSocket", "KVThreads", "RESP", "KVClient",
-                "KVIdentity", "KVDisk", "KVDiskFormat", "KVTier", "KVPolicy", "KvasirEngine",
-                "ReferenceLM", "CKernels", "CKvasir",
+                "KVService", "KVStore", "KVSimulator", "KVPolicy", "KVArena", "KVSocket",
+                "KVThreads", "RESP", "KVClient", "KVIdentity", "KVDisk", "KVDiskFormat", "KVTier",
+                "KvasirEngine", "ReferenceLM", "CKernels", "CKvasir",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],
@@ -121,6 +125,13 @@ let package = Package(
                 "KVDiskFormat",
                 "KVThreads", "KVTier",
                 .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: settings),
+        .testTarget(
+            name: "KVSimulatorTests",
+            dependencies: [
+                "kvasir", "TestRandom", "KVSimulator", "KVDisk", "KVIdentity", "KVPolicy",
+                "KVStore",
             ],
             swiftSettings: settings),
         .target(name: "TestRandom", path: "Tests/TestRandom", swiftSettings: settings),

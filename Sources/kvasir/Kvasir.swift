@@ -16,7 +16,8 @@ struct Kvasir: ParsableCommand {
         version: KvasirVersion.current,
         subcommands: [
             Demo.self, Serve.self, Ping.self, Stats.self, Chunks.self, Doctor.self, Disk.self,
-            Generate.self, Chat.self, Evaluate.self, Bench.self, RawPeer.self, IndexChild.self,
+            Simulate.self, Plan.self, Generate.self, Chat.self, Evaluate.self, Bench.self,
+            RawPeer.self, IndexChild.self,
             DemoEngine.self,
         ])
 }

@@ -1,5 +1,6 @@
 import Foundation
 import KVClient
+import KVSimulator
 
 /// Columns of text, the first to the left and the others to the right.
 struct TextTable {
@@ -10,6 +11,10 @@ struct TextTable {
 
     init(_ header: String...) {
         self.header = header
+    }
+
+    init(columns: [String]) {
+        header = columns
     }
 
     var text: String {
@@ -60,6 +65,14 @@ enum JSONOutput {
         if isPretty { encoder.outputFormatting.insert(.prettyPrinted) }
         Swift.print(String(decoding: try encoder.encode(value), as: UTF8.self))
     }
+
+    /// The same as text, with the names of members in snake case, and a line feed behind it.
+    static func snakeCase(_ value: some Encodable) throws -> String {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes, .prettyPrinted]
+        encoder.keyEncodingStrategy = .convertToSnakeCase
+        return String(decoding: try encoder.encode(value), as: UTF8.self) + "\n"
+    }
 }
 
 /// Tells on standard error what is going on: in place on a terminal, else a line every two seconds.
@@ -95,6 +108,22 @@ enum Format {
         return value < 0 ? "-" + result : result
     }
 
+    /// The whole part, thousands apart; the nearest integer that there is where it is beyond them.
+    static func whole(_ value: Double) -> String { number(Int(clamping: value)) }
+
+    /// About three digits and a unit of a thousand: `3.00 M`, `512 k`, `144 M`.
+    static func quantity(_ value: Double) -> String {
+        var value = value
+        for unit in ["", "k", "M", "G", "T"] {
+            let digits = value < 9.995 ? 2 : value < 99.95 ? 1 : 0
+            if value < 999.5 {
+                return unit.isEmpty ? fixed(value, 0) : "\(fixed(value, digits)) \(unit)"
+            }
+            value /= 1000
+        }
+        return "\(fixed(value, 0)) P"
+    }
+
     /// `1 token`, `2,000 tokens`.
     static func count(_ value: Int, _ noun: String) -> String {
         "\(number(value)) \(noun)\(value == 1 ? "" : "s")"
@@ -102,7 +131,7 @@ enum Format {
 
     /// A time as precise as it is worth.
     static func milliseconds(_ value: Double) -> String {
-        value < 10 ? "\(fixed(value, 1)) ms" : "\(number(Int(value.rounded()))) ms"
+        value < 10 ? "\(fixed(value, 1)) ms" : "\(whole(value.rounded())) ms"
     }
 
     static func fixed(_ value: Double, _ digits: Int) -> String {

@@ -136,7 +136,8 @@ struct Bench: ParsableCommand {
         }
         if part == .admission {
             let results = try BenchAdmission(
-                trace: try MooncakeRequest.read(trace!), memoryChunks: memoryChunks,
+                trace: try TraceOptions.parse([]).read([trace!], StageProgress()),
+                memoryChunks: memoryChunks,
                 diskChunks: diskChunks, progress: progress
             ).run()
             if json { try JSONOutput.print(results) } else { print(BenchAdmission.table(results)) }

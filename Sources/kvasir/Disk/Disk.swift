@@ -99,22 +99,33 @@ final class ProgressBar {
 
     private let title: String
     private let isTerminal: Bool
-    private let start = Date()
+    private let start: Date
     private var lastTold = Date.distantPast
 
-    init(_ title: String) {
+    /// - Parameter start: when the job began, of which this may be a part.
+    init(_ title: String, since start: Date = Date()) {
         self.title = title
+        self.start = start
         isTerminal = isatty(2) == 1
     }
 
     /// Shows bytes of bytes.
     func tell(_ done: Int, of total: Int) {
+        tell { Self.text(title, done, of: total) }
+    }
+
+    /// Shows a share from 0 to 1.
+    func tell(share: Double) {
+        tell { Self.text(title, share) }
+    }
+
+    private func tell(_ text: () -> String) {
         let now = Date()
         guard isTerminal, now.timeIntervalSince(start) > Self.quietSeconds,
             now.timeIntervalSince(lastTold) > Self.secondsBetween
         else { return }
         lastTold = now
-        Output.tell("\r\u{1B}[K\(Self.text(title, done, of: total))")
+        Output.tell("\r\u{1B}[K\(text())")
     }
 
     /// Takes the bar away.
@@ -124,8 +135,13 @@ final class ProgressBar {
 
     static func text(_ title: String, _ done: Int, of total: Int) -> String {
         let share = total > 0 ? min(1, Double(done) / Double(total)) : 1
+        return "\(text(title, share)) of \(ByteCount(total))"
+    }
+
+    private static func text(_ title: String, _ share: Double) -> String {
+        let share = min(max(0, share), 1)
         let full = Int(share * Double(width))
         let bar = String(repeating: "█", count: full) + String(repeating: "░", count: width - full)
-        return "\(title) \(bar) \(Int(share * 100)) % of \(ByteCount(total))"
+        return "\(title) \(bar) \(Int(share * 100)) %"
     }
 }
