@@ -1,4 +1,4 @@
-/// The default: evicts what can expect the fewest hits, as long as shadow caches on a sample of the
+/// Evicts what can expect the fewest hits, as long as shadow caches on a sample of the
 /// traffic don't show that LRU or ARC would do better; then it does as they do.
 ///
 /// It is ``LeastExpectedHits`` and ``AdaptiveReplacement`` side by side, both told of everything,

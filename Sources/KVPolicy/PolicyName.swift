@@ -12,7 +12,10 @@ public enum PolicyName: String, Sendable, CaseIterable, Codable {
     case adaptive
 
     /// What is used unless something else is asked for.
-    public static let `default` = PolicyName.adaptive
+    ///
+    /// Not ``adaptive`` yet: with it, a small disk that is full may wait seconds for a segment to be
+    /// emptied.
+    public static let `default` = PolicyName.lru
 
     /// The policy of that name, or the default one for `default`; nil for any other word.
     public init?(named word: String) {
