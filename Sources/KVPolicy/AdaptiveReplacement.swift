@@ -19,8 +19,8 @@ public struct AdaptiveReplacement: EvictionPolicy {
     }
 
     private struct Group: Sendable {
-        var recent = LeafHeap()
-        var frequent = LeafHeap()
+        /// Of what was used once, and of what was used more often.
+        var leaves = LeafHeapPair()
         var recentCount = 0
         var frequentCount = 0
         var recentGhosts = GhostQueue<Void>()
@@ -29,8 +29,8 @@ public struct AdaptiveReplacement: EvictionPolicy {
         var share = 0.0
     }
 
-    private var entries: [Entry] = []
-    private var places: [UInt32] = []
+    private var entries = BlockArray<Entry>()
+    private var places = BlockArray<UInt32>()
     private var groups: [Group] = []
     private var order = RequestOrder()
     private var isRefresh = false
@@ -57,10 +57,8 @@ public struct AdaptiveReplacement: EvictionPolicy {
     }
 
     public mutating func insert(_ chunk: UInt32, _ facts: NewChunk) {
-        while entries.count <= Int(chunk) {
-            entries.append(Entry())
-            places.append(LeafHeap.none)
-        }
+        entries.extend(to: Int(chunk), with: Entry())
+        places.extend(to: Int(chunk), with: LeafHeap.none)
         while groups.count <= Int(facts.group) { groups.append(Group()) }
         let depth = facts.parent.map { entries[Int($0)].depth + 1 } ?? 0
         entries[Int(chunk)] = Entry(
@@ -93,13 +91,8 @@ public struct AdaptiveReplacement: EvictionPolicy {
     public mutating func setEvictable(_ chunk: UInt32, _ evictable: Bool) {
         let entry = entries[Int(chunk)]
         if evictable == (places[Int(chunk)] != LeafHeap.none) { return }
-        let group = Int(entry.group)
-        switch (entry.isFrequent, evictable) {
-        case (false, true): groups[group].recent.insert(chunk, rank: entry.rank, &places)
-        case (true, true): groups[group].frequent.insert(chunk, rank: entry.rank, &places)
-        case (false, false): groups[group].recent.remove(chunk, &places)
-        case (true, false): groups[group].frequent.remove(chunk, &places)
-        }
+        groups[Int(entry.group)].leaves.set(
+            chunk, rank: entry.rank, isSecond: entry.isFrequent, evictable, &places)
     }
 
     public mutating func setResident(_ chunk: UInt32, _ resident: Bool) {
@@ -124,28 +117,22 @@ public struct AdaptiveReplacement: EvictionPolicy {
     public mutating func victim(in group: UInt32) -> UInt32? {
         guard Int(group) < groups.count else { return nil }
         let state = groups[Int(group)]
-        if Double(state.recentCount) > state.share || state.frequent.first == nil {
-            return (state.recent.first ?? state.frequent.first)?.chunk
-        }
-        return (state.frequent.first ?? state.recent.first)?.chunk
+        let (recent, frequent) = (state.leaves.first.first, state.leaves.second.first)
+        let isRecentOver = Double(state.recentCount) > state.share
+        return (isRecentOver ? recent ?? frequent : frequent ?? recent)?.chunk
     }
 
     /// The evictable chunk of the group that was used least recently; nil when there is none.
     func leastRecentlyUsed(in group: UInt32) -> UInt32? {
         guard Int(group) < groups.count else { return nil }
-        guard let recent = groups[Int(group)].recent.first else {
-            return groups[Int(group)].frequent.first?.chunk
-        }
-        guard let frequent = groups[Int(group)].frequent.first else { return recent.chunk }
+        let leaves = groups[Int(group)].leaves
+        guard let recent = leaves.first.first else { return leaves.second.first?.chunk }
+        guard let frequent = leaves.second.first else { return recent.chunk }
         return recent.rank <= frequent.rank ? recent.chunk : frequent.chunk
     }
 
     public mutating func leastWorth(in group: UInt32) -> UInt64? {
-        guard Int(group) < groups.count else { return nil }
-        let ranks = [
-            groups[Int(group)].recent.first?.rank, groups[Int(group)].frequent.first?.rank,
-        ]
-        return ranks.compactMap { $0 }.min()
+        Int(group) < groups.count ? groups[Int(group)].leaves.leastRank : nil
     }
 
     public func worth(of chunk: UInt32) -> UInt64 { entries[Int(chunk)].rank }

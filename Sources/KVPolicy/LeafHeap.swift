@@ -16,13 +16,13 @@ struct LeafHeap: Sendable {
     var first: Node? { nodes.first }
 
     /// Adds a chunk. - Complexity: O(log n).
-    mutating func insert(_ chunk: UInt32, rank: UInt64, _ places: inout [UInt32]) {
+    mutating func insert(_ chunk: UInt32, rank: UInt64, _ places: inout BlockArray<UInt32>) {
         nodes.append(Node(rank: rank, chunk: chunk))
         siftUp(nodes.count - 1, &places)
     }
 
     /// Takes a chunk out that stands here. - Complexity: O(log n).
-    mutating func remove(_ chunk: UInt32, _ places: inout [UInt32]) {
+    mutating func remove(_ chunk: UInt32, _ places: inout BlockArray<UInt32>) {
         let place = Int(places[Int(chunk)])
         places[Int(chunk)] = Self.none
         let last = nodes.removeLast()
@@ -34,14 +34,14 @@ struct LeafHeap: Sendable {
     }
 
     /// Changes the rank of a chunk that stands here. - Complexity: O(log n).
-    mutating func update(_ chunk: UInt32, rank: UInt64, _ places: inout [UInt32]) {
+    mutating func update(_ chunk: UInt32, rank: UInt64, _ places: inout BlockArray<UInt32>) {
         let place = Int(places[Int(chunk)])
         nodes[place].rank = rank
         siftDown(place, &places)
         siftUp(Int(places[Int(chunk)]), &places)
     }
 
-    private mutating func siftUp(_ start: Int, _ places: inout [UInt32]) {
+    private mutating func siftUp(_ start: Int, _ places: inout BlockArray<UInt32>) {
         var place = start
         let node = nodes[place]
         while place > 0 {
@@ -55,7 +55,7 @@ struct LeafHeap: Sendable {
         places[Int(node.chunk)] = UInt32(place)
     }
 
-    private mutating func siftDown(_ start: Int, _ places: inout [UInt32]) {
+    private mutating func siftDown(_ start: Int, _ places: inout BlockArray<UInt32>) {
         var place = start
         let node = nodes[place]
         while true {
@@ -69,6 +69,28 @@ struct LeafHeap: Sendable {
         }
         nodes[place] = node
         places[Int(node.chunk)] = UInt32(place)
+    }
+}
+
+/// The leaves of a group whose chunks stand in one of two queues.
+struct LeafHeapPair: Sendable {
+    private(set) var first = LeafHeap()
+    private(set) var second = LeafHeap()
+
+    /// The lowest rank in either.
+    var leastRank: UInt64? { [first.first?.rank, second.first?.rank].compactMap { $0 }.min() }
+
+    /// Adds a chunk to a queue's leaves, or takes it out of them; it isn't there, or is.
+    mutating func set(
+        _ chunk: UInt32, rank: UInt64, isSecond: Bool, _ isLeaf: Bool,
+        _ places: inout BlockArray<UInt32>
+    ) {
+        switch (isSecond, isLeaf) {
+        case (false, true): first.insert(chunk, rank: rank, &places)
+        case (true, true): second.insert(chunk, rank: rank, &places)
+        case (false, false): first.remove(chunk, &places)
+        case (true, false): second.remove(chunk, &places)
+        }
     }
 }
 

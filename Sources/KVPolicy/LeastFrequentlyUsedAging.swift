@@ -23,8 +23,8 @@ public struct LeastFrequentlyUsedAging: EvictionPolicy {
         var age: UInt64 = 0
     }
 
-    private var entries: [Entry] = []
-    private var places: [UInt32] = []
+    private var entries = BlockArray<Entry>()
+    private var places = BlockArray<UInt32>()
     private var groups: [Group] = []
     private var order = RequestOrder()
     private var isRefresh = false
@@ -40,10 +40,8 @@ public struct LeastFrequentlyUsedAging: EvictionPolicy {
     }
 
     public mutating func insert(_ chunk: UInt32, _ facts: NewChunk) {
-        while entries.count <= Int(chunk) {
-            entries.append(Entry())
-            places.append(LeafHeap.none)
-        }
+        entries.extend(to: Int(chunk), with: Entry())
+        places.extend(to: Int(chunk), with: LeafHeap.none)
         while groups.count <= Int(facts.group) { groups.append(Group()) }
         let depth = facts.parent.map { entries[Int($0)].depth + 1 } ?? 0
         entries[Int(chunk)] = Entry(

@@ -24,16 +24,16 @@ public struct SmallMainFIFO: EvictionPolicy {
     }
 
     private struct Group: Sendable {
-        var small = LeafHeap()
-        var main = LeafHeap()
+        /// Of the small queue, and of the main one.
+        var leaves = LeafHeapPair()
         var smallCount = 0
         var mainCount = 0
         var ghosts = GhostQueue<Void>()
     }
 
     private let usesForMain: UInt8
-    private var entries: [Entry] = []
-    private var places: [UInt32] = []
+    private var entries = BlockArray<Entry>()
+    private var places = BlockArray<UInt32>()
     private var groups: [Group] = []
     private var order = RequestOrder()
     private var isRefresh = false
@@ -56,10 +56,8 @@ public struct SmallMainFIFO: EvictionPolicy {
     }
 
     public mutating func insert(_ chunk: UInt32, _ facts: NewChunk) {
-        while entries.count <= Int(chunk) {
-            entries.append(Entry())
-            places.append(LeafHeap.none)
-        }
+        entries.extend(to: Int(chunk), with: Entry())
+        places.extend(to: Int(chunk), with: LeafHeap.none)
         while groups.count <= Int(facts.group) { groups.append(Group()) }
         let depth = facts.parent.map { entries[Int($0)].depth + 1 } ?? 0
         entries[Int(chunk)] = Entry(
@@ -77,13 +75,8 @@ public struct SmallMainFIFO: EvictionPolicy {
     public mutating func setEvictable(_ chunk: UInt32, _ evictable: Bool) {
         let entry = entries[Int(chunk)]
         if evictable == (places[Int(chunk)] != LeafHeap.none) { return }
-        let group = Int(entry.group)
-        switch (entry.isMain, evictable) {
-        case (false, true): groups[group].small.insert(chunk, rank: entry.rank, &places)
-        case (true, true): groups[group].main.insert(chunk, rank: entry.rank, &places)
-        case (false, false): groups[group].small.remove(chunk, &places)
-        case (true, false): groups[group].main.remove(chunk, &places)
-        }
+        groups[Int(entry.group)].leaves.set(
+            chunk, rank: entry.rank, isSecond: entry.isMain, evictable, &places)
     }
 
     public mutating func setResident(_ chunk: UInt32, _ resident: Bool) {
@@ -104,15 +97,16 @@ public struct SmallMainFIFO: EvictionPolicy {
         let index = Int(group)
         while true {
             let state = groups[index]
+            let (small, main) = (state.leaves.first.first, state.leaves.second.first)
             let room = Double(state.smallCount + state.mainCount) * Self.smallShare
             let prefersSmall = Double(state.smallCount) >= room
-            let fromSmall = prefersSmall ? state.small.first != nil : state.main.first == nil
+            let fromSmall = prefersSmall ? small != nil : main == nil
             if fromSmall {
-                guard let head = state.small.first else { return nil }
+                guard let head = small else { return nil }
                 if entries[Int(head.chunk)].uses < usesForMain { return head.chunk }
                 move(head.chunk, toMain: true)
             } else {
-                guard let head = state.main.first else { return nil }
+                guard let head = main else { return nil }
                 if entries[Int(head.chunk)].uses == 0 { return head.chunk }
                 entries[Int(head.chunk)].uses -= 1
                 move(head.chunk, toMain: false)
@@ -121,9 +115,7 @@ public struct SmallMainFIFO: EvictionPolicy {
     }
 
     public mutating func leastWorth(in group: UInt32) -> UInt64? {
-        guard Int(group) < groups.count else { return nil }
-        let ranks = [groups[Int(group)].small.first?.rank, groups[Int(group)].main.first?.rank]
-        return ranks.compactMap { $0 }.min()
+        Int(group) < groups.count ? groups[Int(group)].leaves.leastRank : nil
     }
 
     public func worth(of chunk: UInt32) -> UInt64 { entries[Int(chunk)].rank }

@@ -151,7 +151,7 @@ public final class Store: Sendable {
                     let isTick = !checks.wait(until: end)
                     guard let self, !self.isStopping.load(ordering: .acquiring) else { return }
                     if isTick { self.withCore { core, now in core.advance(to: now) } }
-                    self.hash(from: checks, arena)
+                    self.hash(from: checks, arena, clearsPadding: false)
                 }
             }
         ]
@@ -163,7 +163,7 @@ public final class Store: Sendable {
                     while true {
                         _ = flushes.wait(until: .distantFuture)
                         guard let self, !self.isStopping.load(ordering: .acquiring) else { return }
-                        self.hash(from: flushes, arena)
+                        self.hash(from: flushes, arena, clearsPadding: true)
                     }
                 })
         }
@@ -183,12 +183,14 @@ public final class Store: Sendable {
     private static let flushNiceness: Int32 = 10
 
     /// Hashes what waits for it.
-    private func hash(from queue: HashQueue, _ arena: SharedArena) {
+    ///
+    /// - Parameter clearsPadding: it goes to a disk: what pads it to whole pages is made zeros.
+    private func hash(from queue: HashQueue, _ arena: SharedArena, clearsPadding: Bool) {
         while !isStopping.load(ordering: .acquiring), let next = queue.next() {
             if !withCore({ core, _ in core.wantsCheck(next.job) }) { continue }
             let bytes = arena.bytes(offset: next.offset, length: next.length)
             let checksum = kv_xxh3_64(bytes.baseAddress, bytes.count)
-            if next.clearsPadding { arena.clearPadding(offset: next.offset, length: next.length) }
+            if clearsPadding { arena.clearPadding(offset: next.offset, length: next.length) }
             withCore { core, now in
                 core.checkCompleted(job: next.job, checksum: checksum, now: now)
             }
@@ -259,11 +261,9 @@ public final class Store: Sendable {
         for effect in effects {
             switch effect {
             case .check(let job, let offset, let length):
-                checks.append(
-                    .init(job: job, offset: offset, length: length, clearsPadding: false))
+                checks.append(.init(job: job, offset: offset, length: length))
             case .prepare(let job, let offset, let length):
-                flushes.append(
-                    .init(job: job, offset: offset, length: length, clearsPadding: true))
+                flushes.append(.init(job: job, offset: offset, length: length))
             case .io(let volume, let request):
                 disks[volume].carryOut(request) { [weak self] id, outcome in
                     self?.withCore { core, now in
@@ -394,8 +394,6 @@ private struct HashJob {
     var job: UInt64
     var offset: UInt64
     var length: UInt64
-    /// They go to a disk: what pads them to whole pages is made zeros.
-    var clearsPadding: Bool
 }
 
 /// What is to be hashed by one thread, in order.

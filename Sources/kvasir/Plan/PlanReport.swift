@@ -120,9 +120,8 @@ struct PlanReport {
             return ""
         }
         let groups = outcome.prefillSecondsWithout / traffic.trace.seconds
-        let what = rate.gpuCount == 1 ? "GPU" : "group of \(rate.gpuCount) GPUs"
-        return " (keeps \(Format.fixed(groups, 2)) \(what)s busy)"
-            .replacingOccurrences(of: "GPUss", with: "GPUs")
+        let what = rate.gpuCount == 1 ? "GPUs" : "group of \(rate.gpuCount) GPUs"
+        return " (keeps \(Format.fixed(groups, 2)) \(what) busy)"
     }
 
     private func table(_ traffic: Traffic) -> String {
