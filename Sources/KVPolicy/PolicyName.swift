@@ -13,8 +13,8 @@ public enum PolicyName: String, Sendable, CaseIterable, Codable {
 
     /// What is used unless something else is asked for.
     ///
-    /// Not ``adaptive`` yet: with it, a small disk that is full may wait seconds for a segment to be
-    /// emptied.
+    /// Not ``adaptive`` yet: it likes to give up what is new, and where that waits to be written to a
+    /// small disk that is full, each waits for the other for seconds.
     public static let `default` = PolicyName.lru
 
     /// The policy of that name, or the default one for `default`; nil for any other word.

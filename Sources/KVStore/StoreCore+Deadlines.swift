@@ -5,10 +5,9 @@ internal import KVDisk
 extension StoreCore {
     /// When something next comes due, if anything does.
     package var nextDeadline: UInt64? {
-        disk.volumes.reduce(deadlines.earliest) { earliest, volume in
-            guard let due = volume.log.nextDeadline else { return earliest }
-            return min(earliest ?? .max, due)
-        }
+        let logs = disk.volumes.compactMap(\.log.nextDeadline)
+        let reclaims = disk.reclaims.map(\.retryAt).filter { $0 > currentTime }
+        return (logs + reclaims).reduce(deadlines.earliest) { min($0 ?? .max, $1) }
     }
 
     /// Lets the deadlines up to `now` pass. Every event does so itself; the driver calls it when

@@ -150,12 +150,31 @@ extension StoreCore {
         }
         let bytes = disk.writes.keys.reduce(0) { $0 + spaces[chunks[$1].space]!.chunkBytes }
         if bytes != disk.bytesUnderWay { return "bytes under way to disks" }
+        var promised = disk.volumes.map { _ in 0 }
+        for check in checks.values
+        where check.purpose == .write && disk.writes[check.chunk]?.isMove == true {
+            let space = spaces[chunks[check.chunk].space]!
+            promised[Int(chunks[check.chunk].volume)] +=
+                space.shardPages[check.shard] * ExtentAllocator.pageBytes
+        }
+        if promised != disk.volumes.map(\.log.promisedMoves.bytes) {
+            return "bytes promised to disks"
+        }
+        for chunk in disk.checksums.keys {
+            let entry = chunks[chunk]
+            if entry.state != .sealed || entry.disk != .written || entry.memory != .resident {
+                return "chunk \(chunk): checksums of another copy"
+            }
+        }
         // What a disk counts as used is what chunks have there, and what has just arrived.
         var live = disk.volumes.map { _ in 0 }
         for chunk in sealed where chunks[chunk].disk == .written {
             live[Int(chunks[chunk].volume)] += spaces[chunks[chunk].space]!.chunkBytes
         }
         for (chunk, write) in disk.writes {
+            if let older = write.older {
+                live[older.volume] += spaces[chunks[chunk].space]!.chunkBytes
+            }
             for shard in write.placedShards {
                 live[Int(chunks[chunk].volume)] +=
                     spaces[chunks[chunk].space]!.shardPages[shard] * ExtentAllocator.pageBytes

@@ -70,11 +70,14 @@ extension StoreCore {
 
     /// A chunk was found on a disk with the end of its life, in milliseconds since 1970.
     mutating func limitLife(of chunk: UInt32, untilMs: UInt64) {
-        let nowMs = currentTime / 1_000_000 + configuration.wallOffsetMs
+        let nowMs = wallMs
         // A clock that jumped must not make a life of centuries.
         let left = min(untilMs > nowMs ? untilMs - nowMs : 0, StoreLimits.lifetimeMs)
         set(ChunkLife(due: currentTime + left * 1_000_000), of: chunk)
     }
+
+    /// Milliseconds since 1970.
+    var wallMs: UInt64 { currentTime / 1_000_000 + configuration.wallOffsetMs }
 
     /// The life of a chunk is over, unless it slides and the chunk was used.
     mutating func lifeIsDue(_ chunk: UInt32) {
@@ -102,12 +105,13 @@ extension StoreCore {
 
     /// Also where no disk has the chunk now: it may have been there, under an earlier life, and what is
     /// not used again yet is still in the files. What is written later has its time with it.
-    private mutating func tellDisksOfExpiry(_ chunk: UInt32) {
+    mutating func tellDisksOfExpiry(_ chunk: UInt32) {
         if !hasDisks { return }
         let entry = chunks[chunk]
         let (root, space) = (roots[Int(entry.root)].digest, spaces[entry.space]!.id)
-        let expiry = TierDrop.keyLater(
-            entry.key, root: root, space: space, atMs: expiryMs(of: chunk))
+        let expiresMs = expiryMs(of: chunk)
+        if isRecovering { disk.recentExpiries[entry.key] = expiresMs }
+        let expiry = TierDrop.keyLater(entry.key, root: root, space: space, atMs: expiresMs)
         for volume in disk.volumes.indices {
             disk.volumes[volume].log.drop(expiry, now: currentTime)
         }

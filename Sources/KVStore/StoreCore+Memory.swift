@@ -84,13 +84,21 @@ extension StoreCore {
                 return true
             }
         }
-        guard let victim else { return false }
-        switch prepareEviction(victim) {
-        case .mayGo: evict(victim)
-        case .isWritten: break
-        case .mustStay: return false
+        guard let poorest, var victim else { return false }
+        while true {
+            switch prepareEviction(victim) {
+            case .mayGo:
+                evict(victim)
+                return true
+            case .isWritten: return true
+            case .mustStay:
+                // Others may go meanwhile.
+                policy.setEvictable(victim, false)
+                disk.passedOver.insert(victim)
+            }
+            guard let next = policy.victim(in: poorest.group) else { return true }
+            victim = next
         }
-        return true
     }
 
     /// Takes a chunk's memory; what no disk has is gone, with all that follows it.
@@ -119,6 +127,7 @@ extension StoreCore {
     /// The chunk's extents are free.
     mutating func becameAbsent(_ chunk: UInt32) {
         chunks[chunk].memory = .absent
+        useChecksumsOfDisk(chunk)
         if chunks[chunk].state != .doomed { policy.setResident(chunk, false) }
         if chunks[chunk].state == .sealed { disk.absentCount += 1 }
         let parent = chunks[chunk].parent

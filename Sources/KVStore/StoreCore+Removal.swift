@@ -129,9 +129,8 @@ extension StoreCore {
         spaces[space]!.chunkCount -= 1
         roots[Int(root)].chunkCount -= 1
         chunks[chunk].isVisible = false
-        if let writer = writers.removeValue(forKey: chunk) {
-            quarantineExtents(of: chunk, lease: writer.lease)
-            writeLeases[writer.lease]!.chunks[writer.position] = Chunk.none
+        if let writer = writers[chunk] {
+            abandon(chunk, writer)
             vacate(chunk)
         } else if entry.pins > 0 {
             chunks[chunk].state = .doomed
@@ -157,6 +156,13 @@ extension StoreCore {
         case .evictedFromDisk: counters.chunksEvictedFromDisk += 1
         case .unreadable: counters.chunksUnreadable += 1
         }
+    }
+
+    /// The chunk is its writer's no more; the extents are, until the lease ends.
+    mutating func abandon(_ chunk: UInt32, _ writer: (lease: UInt64, position: Int)) {
+        writers[chunk] = nil
+        quarantineExtents(of: chunk, lease: writer.lease)
+        writeLeases[writer.lease]!.chunks[writer.position] = Chunk.none
     }
 
     private mutating func quarantineExtents(of chunk: UInt32, lease: UInt64) {

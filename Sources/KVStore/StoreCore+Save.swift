@@ -305,7 +305,7 @@ extension StoreCore {
     }
 
     /// The chunk can be matched from now on, and so can sealed descendants that waited for it.
-    private mutating func makeVisible(_ chunk: UInt32) {
+    mutating func makeVisible(_ chunk: UInt32) {
         var work = [chunk]
         while let next = work.popLast() {
             chunks[next].isVisible = true

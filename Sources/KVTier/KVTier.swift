@@ -40,9 +40,15 @@ package protocol KVTier: Sendable {
 
     /// Whether a shard of this length can ever be kept.
     func accepts(byteCount: Int) -> Bool
-    /// False while suspended after a fault, while it does not answer, or while its queue is at its
-    /// bound.
+    /// Bytes of extents that the owner is preparing to write as moves, and how many records that
+    /// will be. It keeps this up to date, so that others don't get room that is spoken for.
+    var promisedMoves: (bytes: Int, records: Int) { get set }
+    /// False while suspended after a fault, while it does not answer, while its queue is at its
+    /// bound, or while what there is of room is kept for moves.
     func takesWrites(now: UInt64) -> Bool
+    /// Whether there is room to move records of so many bytes out of a segment that the owner was
+    /// asked to let go of.
+    func takesMove(bytes: Int, records: Int, now: UInt64) -> Bool
     /// Whether something has been under way for so long that others should not be asked for.
     var isStalled: Bool { get }
 

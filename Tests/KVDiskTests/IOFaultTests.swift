@@ -90,6 +90,40 @@ struct IOFaultTests {
         io.stop()
     }
 
+    /// As a request keeps it that outlives its process.
+    @Test(arguments: [true, false])
+    func aFileThatSomebodyStillWritesToIsWaitedFor(ends: Bool) async throws {
+        let directory = try TemporaryDirectory()
+        let files = try DiskFiles(
+            path: directory.path, wantsDirect: false, allocates: true,
+            patienceMs: ends ? 60_000 : 30)
+        let io = try ThreadIO(files: files, threadCount: 1)
+        #expect(await io.perform(.create(file: 1, name: "a", byteCount: 4096)) == .done)
+        #expect(await io.perform(.close(file: 1)) == .done)
+        let other = open("\(directory.path)/a", O_RDONLY | O_CLOEXEC)
+        #expect(flock(other, LOCK_EX | LOCK_NB) == 0)
+        let begin = ContinuousClock.now
+        if ends {
+            let opening = Task { await io.perform(.open(file: 1, name: "a")) }
+            try await Task.sleep(for: .milliseconds(50))
+            close(other)
+            #expect(await opening.value == .done)
+            #expect(ContinuousClock.now - begin >= .milliseconds(50))
+        } else {
+            let fault = await io.fault(.open(file: 1, name: "a"))
+            #expect(fault?.code == .busy && fault?.message.contains("under way") == true)
+            #expect(ContinuousClock.now - begin >= .milliseconds(30))
+            close(other)
+            #expect(await io.perform(.open(file: 1, name: "a")) == .done)
+        }
+        // And it is locked for others as long as it is open here.
+        let third = open("\(directory.path)/a", O_RDONLY | O_CLOEXEC)
+        #expect(flock(third, LOCK_SH | LOCK_NB) != 0)
+        io.stop()
+        #expect(flock(third, LOCK_SH | LOCK_NB) == 0)
+        close(third)
+    }
+
     @Test func aMissingDirectoryIsAFault() throws {
         for kind in DiskIOKind.allCases {
             #expect { try kind.open(directory: "/nowhere/at/all") } throws: { error in

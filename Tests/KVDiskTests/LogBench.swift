@@ -55,11 +55,12 @@ struct LogBench {
     // MARK: The owner
 
     /// Its owner is its number.
-    mutating func write(_ number: Int, byteCount: Int? = nil) {
+    mutating func write(_ number: Int, byteCount: Int? = nil, isMove: Bool = false) {
         let sample = SampleRecord(number, byteCount: byteCount)
         let extent = TierExtent(
             offset: UInt64(number) << 20, length: UInt64(sample.paddedBytes))
-        log.write(sample.record, from: extent, owner: UInt64(number), now: now)
+        log.write(
+            sample.record, from: extent, owner: UInt64(number), isMove: isMove, now: now)
         take()
     }
 

@@ -124,6 +124,91 @@ struct LogReclaimTests {
         #expect(bench.log.spare == 1 || bench.log.head == 1)
     }
 
+    @Test("Moves are taken as far as there is room, with those that are still being prepared")
+    func roomForMoves() {
+        var bench = full()
+        press(&bench)
+        #expect(!bench.reclaims.isEmpty)
+        let (room, page) = (bench.log.roomToMove - bench.log.slack, 4096)
+        #expect(room > 20 * page, "\(room) bytes")
+        func fits(_ bytes: Int, _ records: Int = 1) -> Bool {
+            bench.log.takesMove(bytes: bytes, records: records, now: bench.now)
+        }
+        let most = room - bench.log.overhead(records: 1)
+        #expect(fits(most) && !fits(most + page))
+        #expect(!fits(most, 2), "each record takes something beside its bytes")
+        bench.log.promisedMoves = (bytes: 3 * page, records: 2)
+        let less = most - 3 * page - bench.log.overhead(records: 2)
+        #expect(fits(less) && !fits(less + page))
+    }
+
+    @Test("New records wait while moves need the rest of the head, and find room afterwards")
+    func heldBack() {
+        var bench = full()
+        press(&bench)
+        let asked = bench.reclaims[0].segment
+        let (room, most) = (bench.log.roomToMove, bench.log.queuedBytes)
+        #expect(most == 0 && room > 40 << 10)
+        bench.log.promisedMoves = (bytes: room - (8 << 10), records: 1)
+        bench.write(5000, byteCount: 20 << 10)
+        bench.finishAll()
+        #expect(bench.place(of: 5000) == nil && bench.log.isHeldBack && !bench.log.isHeadFull)
+        #expect(bench.log.roomToMove == room, "what waits takes none of it")
+        // The moves have arrived.
+        bench.log.promisedMoves = (0, 0)
+        bench.write(5001, byteCount: 4096, isMove: true)
+        bench.finishAll()
+        #expect(bench.place(of: 5001) != nil && bench.place(of: 5000) != nil)
+        // They never arrive: it does not wait for ever.
+        bench.log.promisedMoves = (bytes: room, records: 1)
+        bench.write(5002, byteCount: 20 << 10)
+        bench.finishAll()
+        bench.advance(by: LogTimes.noRoom)
+        bench.advance(by: LogTimes.noRoom)
+        bench.finishAll()
+        #expect(bench.place(of: 5002) != nil && bench.failed.isEmpty)
+        bench.log.promisedMoves = (0, 0)
+        bench.reclaimed(asked)
+        bench.write(5003, byteCount: 20 << 10)
+        bench.finishAll()
+        #expect(bench.place(of: 5003) != nil && !bench.log.isHeldBack)
+    }
+
+    @Test("A move that fits no segment takes no room from others")
+    func moveTooLong() {
+        var bench = LogBench.started()
+        bench.write(1, byteCount: LogBench.segmentBytes, isMove: true)
+        bench.finishAll()
+        #expect(bench.failed == [1])
+        #expect(bench.log.queuedMoveBytes == 0 && bench.log.queuedBytes == 0)
+    }
+
+    @Test("At a start, too, what is empty goes before what is alive, whatever waits")
+    func emptyFirst() {
+        var bench = LogBench()
+        let files = (1...4).map { (number: UInt64($0), byteCount: LogBench.segmentBytes) }
+        bench.log.begin(epoch: 2, files: files, now: 0)
+        for (number, byteCount) in files {
+            bench.log.adopt(
+                segment: RecoveredSegment(
+                    number: number, header: nil, state: .closed, firstSequence: number,
+                    fileBytes: byteCount, tombstones: []))
+        }
+        for number in 1...3 as ClosedRange<UInt32> {
+            let place = TierPlace(segment: number, page: 4)
+            bench.log.adopt(place, length: 65536, owner: UInt64(number))
+        }
+        bench.take()
+        bench.finishAll()
+        bench.write(1000, byteCount: 5000)
+        bench.log.promisedMoves = (1 << 20, 4)
+        bench.log.recovered(now: 0)
+        bench.take()
+        bench.finishAll()
+        #expect(bench.reclaims.isEmpty, "asked for \(bench.reclaims)")
+        #expect(bench.place(of: 1000) != nil)
+    }
+
     @Test("All segments are looked at once, and again only when something has changed")
     func scans() {
         var bench = LogBench.started(segments: 6, of: 256 << 10)

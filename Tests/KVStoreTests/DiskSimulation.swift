@@ -102,6 +102,9 @@ final class DiskSimulation {
     /// What is still to be handed to the core after a start.
     var recovery: (found: RecoveredDisks, batches: [RecoveredBatch])?
     var counts: [String: Int] = [:]
+    private var isCrashing = false
+    /// What was saved while the disks were read.
+    private var savedAgain: Set<Digest> = []
 
     init(seed: UInt64, kind: Kind) throws {
         random = SeededGenerator(seed: seed)
@@ -214,16 +217,18 @@ final class DiskSimulation {
 
     func finishRecovery() { while recovery != nil { recoverSome() } }
 
-    /// The process and the power go; what comes back must be what it has to be.
-    func crash() throws {
-        finishRecovery()
-        // Where room runs out, what was durable makes way for what is new.
-        let hasRoom = disks.allSatisfy { $0.faults.capacityBytes == nil }
-        let keepsAll =
-            hasRoom && !kind.isTight && !kind.hasReadFaults
+    /// Whether there was room for all, so far. Where it runs out, what was durable makes way for
+    /// what is new.
+    private var keepsAll: Bool {
+        disks.allSatisfy { $0.faults.capacityBytes == nil } && !kind.isTight
+            && !kind.hasReadFaults
             && core.counters.chunksEvictedFromDisk == 0
             && core.counters.chunksLeftToMemory == 0
             && core.gauges.disk.unsafeReuses == 0
+    }
+
+    /// The process and the power go, and it starts again.
+    func restart() throws {
         count("stalls", core.gauges.disk.diskStalls)
         disks = disks.map { $0.crash() }
         // It is down for a while.
@@ -233,18 +238,35 @@ final class DiskSimulation {
         }
         completions.list.withLock { $0 = [] }
         (jobs, readers, holds, syncs) = ([], [:], [:], [:])
+        // What was not synced may be back or not.
+        dropped = gone
+        expiries = durableExpiries
+        uncertain.formUnion(unsettled)
+        unsettled = []
         try start()
-        finishRecovery()
         count("crashes")
+    }
+
+    /// A restart; what comes back must be what it has to be, whatever is done meanwhile.
+    func crash() throws {
+        isCrashing = true
+        defer { isCrashing = false }
+        finishRecovery()
+        let keptAll = keepsAll
+        try restart()
+        for _ in 0..<(pick(2) * pick(100)) where recovery != nil {
+            try step()
+            drain()
+        }
+        if let broken = core.brokenInvariant() { throw Failure(description: broken) }
+        finishRecovery()
+        if let broken = core.brokenInvariant() { throw Failure(description: broken) }
         for key in gone where try isThere(key) {
             if !turnsBits {
                 throw Failure(description: "\(key) was dropped for good and is back")
             }
             gone.remove(key)
         }
-        expiries = durableExpiries
-        uncertain.formUnion(unsettled)
-        unsettled = []
         for (key, due) in expiries where try isThere(key) {
             if due > now {
                 count("expiries kept")
@@ -255,14 +277,16 @@ final class DiskSimulation {
                 throw Failure(description: "\(key) has expired and is back")
             }
         }
-        if keepsAll {
+        if keptAll, keepsAll {
             for key in durable where try !isThere(key) {
                 throw Failure(description: "\(key) was durable and is lost")
             }
             count("durable", durable.count)
+        } else {
+            // In memory, perhaps, and on no disk.
+            durable.subtract(savedAgain)
         }
-        // What was not synced may be back or not.
-        dropped = gone
+        savedAgain = []
         durable = durable.filter { (try? isThere($0)) ?? false }
     }
 
@@ -380,9 +404,10 @@ final class DiskSimulation {
         key.words.0 &+ UInt64(shard) &* 0x9E37_79B9 | 1
     }
 
-    func fill(_ extent: Extent, key: Digest, shard: Int) {
+    /// As an engine does that computes a chunk again and gets slightly other numbers.
+    func fill(_ extent: Extent, key: Digest, shard: Int, variant: UInt64) {
         let bytes = bytes(extent.offset, extent.length)
-        let word = word(key, shard: shard)
+        let word = word(key, shard: shard) ^ variant << 40
         for place in stride(from: 0, to: bytes.count - 7, by: 8) {
             bytes.storeBytes(of: word &+ UInt64(place), toByteOffset: place, as: UInt64.self)
         }
@@ -390,7 +415,8 @@ final class DiskSimulation {
 
     func isRight(_ extent: Extent, key: Digest, shard: Int) -> Bool {
         let bytes = bytes(extent.offset, extent.length)
-        let word = word(key, shard: shard)
+        var word = word(key, shard: shard)
+        if bytes.load(as: UInt64.self) != word { word ^= 1 << 40 }
         for place in stride(from: 0, to: bytes.count - 7, by: 8)
         where bytes.load(fromByteOffset: place, as: UInt64.self) != word &+ UInt64(place) {
             return false
@@ -408,6 +434,7 @@ final class DiskSimulation {
         }
         try rest()
         try check()
+        count("failed writes", core.counters.chunkWritesFailed)
     }
 
     func check() throws {
@@ -437,7 +464,7 @@ final class DiskSimulation {
         case 95: pass(UInt64(pick(3)) * second)
         case 96: pass(second / 100)
         case 97: try releaseHold()
-        case 98: if pick(4) == 0 { try crash() }
+        case 98: if pick(4) == 0, !isCrashing { try crash() }
         default: try look()
         }
     }
@@ -478,7 +505,7 @@ final class DiskSimulation {
                 fill(
                     reservation.extents[place * shardCount + shard],
                     key: prompt[position].path.last!,
-                    shard: shard)
+                    shard: shard, variant: UInt64(pick(2)))
             }
         }
         for shard in 0..<shardCount {
@@ -489,11 +516,38 @@ final class DiskSimulation {
             let key = prompt[position].path.last!
             dropped.remove(key)
             gone.remove(key)
-            expiries[key] = nil
+            let hadExpiry =
+                expiries.removeValue(forKey: key) != nil || unsettled.contains(key)
+                || uncertain.contains(key)
             forgetExpiry(key)
+            // Not durable, it can get lost and come back with the life that it had: after a crash, or
+            // while the disks are read.
+            if hadExpiry { unsettled.insert(key) }
+            if hadExpiry, recovery != nil { uncertain.insert(key) }
+            if isCrashing { savedAgain.insert(key) }
             for ticket in syncs.keys { syncs[ticket]!.dropped.remove(key) }
         }
         count("saves", granted.count)
+    }
+
+    /// Saves a chunk and those before it. - Returns: the lease.
+    @discardableResult
+    func store(_ node: Node, variant: UInt64, commits: Bool = true) throws -> UInt64 {
+        let shardCount = spaces[node.space].shardCount
+        let reservation = try core.reserve(
+            space: handles[node.space], root: node.root, keys: node.path,
+            timeToLiveMs: 60_000, session: session, now: now)
+        drain()
+        for (place, extent) in reservation.extents.enumerated() {
+            let key = node.path[place / shardCount]
+            fill(extent, key: key, shard: place % shardCount, variant: variant)
+        }
+        for shard in 0..<(commits ? shardCount : 0) {
+            _ = try core.commit(
+                lease: reservation.lease, shard: shard, positions: nil, session: session, now: now)
+        }
+        drain()
+        return reservation.lease
     }
 
     func match() throws {
@@ -545,17 +599,19 @@ final class DiskSimulation {
         }
     }
 
-    /// Holds a chunk for two minutes. - Returns: a lease of its first shard.
-    func acquire(_ node: Node) throws -> UInt64 {
+    /// Holds a chunk for two minutes. - Returns: a lease of its shard.
+    func acquire(_ node: Node, shard: Int = 0) throws -> UInt64 {
         let match = try core.match(
             space: handles[node.space], root: node.root, keys: node.path, holdMs: 120_000,
             readers: 1, session: session, now: now)
-        return try core.acquire(hold: match.hold, shard: 0, session: session, now: now).lease
+        return try core.acquire(hold: match.hold, shard: shard, session: session, now: now).lease
     }
 
-    func extent(_ lease: UInt64) throws -> Extent {
-        try core.extents(lease: lease, session: session, now: now)[0]
+    func extents(_ lease: UInt64) throws -> [Extent] {
+        try core.extents(lease: lease, session: session, now: now)
     }
+
+    func extent(_ lease: UInt64) throws -> Extent { try extents(lease)[0] }
 
     func acquire() throws {
         guard let hold = holds.keys.sorted().first, let nodes = holds.removeValue(forKey: hold)

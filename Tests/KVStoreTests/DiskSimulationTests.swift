@@ -79,6 +79,133 @@ struct DiskSimulationTests {
         #expect(simulation.core.brokenInvariant() == nil)
     }
 
+    /// A chunk that was durable, and is saved again while the disk is read.
+    enum SavedAgain: CaseIterable {
+        case waiting, writing, leased
+    }
+
+    @Test(
+        "What is saved again before it is found keeps its place on the disk",
+        arguments: SavedAgain.allCases, [true, false])
+    func savedAgain(state: SavedAgain, isOther: Bool) throws {
+        let kind = DiskSimulation.Kind.all[state == .waiting ? 6 : 0]
+        let (simulation, node) = try durable(kind)
+        try simulation.restart()
+
+        let lease = try simulation.store(node, variant: isOther ? 1 : 0, commits: state != .leased)
+        if state == .writing {
+            #expect(simulation.core.gauges.disk.chunksBeingWritten == 2)
+        }
+        simulation.finishRecovery()
+        #expect(simulation.core.brokenInvariant() == nil)
+        if state == .leased {
+            #expect(
+                try simulation.core.commit(
+                    lease: lease, shard: 0, positions: nil, session: simulation.session,
+                    now: simulation.now) == 0)
+            _ = try? simulation.core.release(
+                lease, session: simulation.session, now: simulation.now)
+        }
+        try simulation.rest()
+        #expect(simulation.core.gauges.disk.chunksOnDisk == 2)
+        // Memory gives everything up.
+        while try node.path.contains(where: { try simulation.place(of: $0) != .disk }) {
+            try simulation.save()
+            try simulation.rest()
+        }
+        #expect(simulation.core.brokenInvariant() == nil)
+        let reading = try simulation.acquire(node)
+        simulation.drain()
+        try simulation.rest()
+        let extents = try simulation.extents(reading)
+        #expect(extents.count == node.path.count)
+        for (extent, key) in zip(extents, node.path) {
+            #expect(extent != .gone && simulation.isRight(extent, key: key, shard: 0))
+        }
+        #expect(simulation.core.counters.chunksDamaged == 0)
+    }
+
+    /// A store with a prompt of two chunks that is durable.
+    private func durable(
+        _ kind: DiskSimulation.Kind, lifeMs: UInt64? = nil
+    ) throws -> (DiskSimulation, DiskSimulation.Node) {
+        let simulation = try DiskSimulation(seed: Self.first, kind: kind)
+        simulation.finishRecovery()
+        var node = simulation.prompt().last!
+        while node.path.count != 2 { node = simulation.prompt().last! }
+        try simulation.store(node, variant: 0)
+        if let lifeMs {
+            _ = try simulation.core.expire(
+                space: simulation.handles[node.space], root: node.root, keys: node.path,
+                after: TimeToLive(ms: lifeMs), session: simulation.session, now: simulation.now)
+        }
+        try makeDurable(simulation)
+        #expect(simulation.durable.count == 2, "seed \(Self.first)")
+        return (simulation, node)
+    }
+
+    private func makeDurable(_ simulation: DiskSimulation) throws {
+        try simulation.sync()
+        while !simulation.syncs.isEmpty {
+            try simulation.rest()
+            simulation.pass(1_000_000_000)
+        }
+        #expect(simulation.counts["failed syncs"] == nil)
+    }
+
+    @Test("What is in a file that can't be opened is no place for what is saved again")
+    func unreadablePlace() throws {
+        let (simulation, node) = try durable(.all[0])
+        try simulation.restart()
+        simulation.core.settle(now: simulation.now)
+        let effects = simulation.core.effects
+        simulation.core.effects = []
+        for effect in effects {
+            if case .io(let volume, let request) = effect, case .open = request.operation {
+                simulation.core.diskCompleted(
+                    volume: volume, request.id, .failed(DiskFault(.inputOutput, "open it")),
+                    now: simulation.now)
+            } else {
+                simulation.carryOut(effect)
+            }
+        }
+        simulation.drain()
+        try simulation.store(node, variant: 1)
+        simulation.finishRecovery()
+        try makeDurable(simulation)
+        #expect(simulation.core.brokenInvariant() == nil)
+        while try node.path.contains(where: { try simulation.place(of: $0) != .disk }) {
+            try simulation.save()
+            try simulation.rest()
+        }
+        let reading = try simulation.acquire(node)
+        simulation.drain()
+        try simulation.rest()
+        for (extent, key) in zip(try simulation.extents(reading), node.path) {
+            #expect(extent != .gone && simulation.isRight(extent, key: key, shard: 0))
+        }
+        #expect(simulation.core.counters.chunksUnreadable == 0)
+    }
+
+    @Test("What expires before it is found leaves those alone who save it again")
+    func expiredPlace() throws {
+        let (simulation, node) = try durable(.all[0], lifeMs: 60_000)
+        try simulation.restart()
+        simulation.pass(30_000_000_000)
+        let lease = try simulation.store(node, variant: 0, commits: false)
+        simulation.pass(35_000_000_000)
+        simulation.finishRecovery()
+        simulation.pass(1_000_000)
+        for shard in 0..<simulation.spaces[node.space].shardCount {
+            _ = try simulation.core.commit(
+                lease: lease, shard: shard, positions: nil, session: simulation.session,
+                now: simulation.now)
+        }
+        #expect(try node.path.allSatisfy { try simulation.isThere($0) })
+        #expect(simulation.core.counters.chunksExpired == 0)
+        #expect(simulation.core.brokenInvariant() == nil)
+    }
+
     @Test("Nobody waits long for a disk that does not answer, and nothing on it is lost")
     func stalledDisk() throws {
         let kind = DiskSimulation.Kind.all[0]

@@ -2,6 +2,7 @@ import Foundation
 import KVDisk
 import KVDiskFormat
 import KVIdentity
+import KVPolicy
 import KVStore
 import Logging
 import TestRandom
@@ -34,7 +35,8 @@ struct DiskStoreTests {
     init() throws { space = try makeSpace(shardBytes: [100_000]) }
 
     private func open(
-        memoryBytes: Int = 4 << 20, diskBytes: Int = diskBytes, paths: [String]? = nil
+        memoryBytes: Int = 4 << 20, diskBytes: Int = diskBytes, paths: [String]? = nil,
+        policy: PolicyName = .default
     ) throws -> Store {
         var logger = Logger(label: "test")
         logger.logLevel = .critical
@@ -43,7 +45,7 @@ struct DiskStoreTests {
                 memoryBytes: memoryBytes, verifyOneIn: 0,
                 disks: (paths ?? [directory.path]).map {
                     DiskConfiguration(directory: $0, byteCount: diskBytes)
-                }, logger: logger))
+                }, policy: policy, logger: logger))
         #expect(store.waitUntilReady() && store.waitUntilRecovered())
         return store
     }
@@ -111,7 +113,8 @@ struct DiskStoreTests {
     @Test("The files stay within the limit, and what was used last stays in them")
     func limitOfTheDisk() throws {
         let limit = DiskConfiguration.smallestBytes
-        let store = try open(diskBytes: limit)
+        // What was used last is what this policy keeps.
+        let store = try open(diskBytes: limit, policy: .lru)
         for prompt in 0..<20 as Range<UInt64> {
             try save(store, keys(prompt, 20))
             try store.sync()

@@ -137,15 +137,22 @@ class Ledger:
     """What clients did in one life, and what follows from it for the next."""
 
     def __init__(self) -> None:
-        #: Chunks that must be there, and chunks that must not.
-        self.durable: set[int] = set()
+        #: Chunks that must be there, and why.
+        self.durable: dict[int, str] = {}
+        #: Chunks that must not be there.
         self.gone: set[int] = set()
+        #: Lives so far, and the last one in which a drop of a chunk was asked for.
+        self.life = 0
+        self.dropped_in: dict[int, int] = {}
         self._ticks = itertools.count(1)
         self._lock = threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
+        self.life += 1
         self.saves: list[Event] = []
+        #: Leases given up: with their chunks go those that others have stored behind meanwhile.
+        self.abandoned: list[Event] = []
         self.drops: list[Event] = []
         self.syncs: list[Sync] = []
         self._clean_since = 0
@@ -181,10 +188,15 @@ class Ledger:
         for drop in self.drops:
             for chunk in drop.chunks:
                 last_drop[chunk] = max(last_drop.get(chunk, 0), drop.end)
-        durable = self.durable - touched
+        self.dropped_in.update(dict.fromkeys(touched, self.life))
+        durable = {c: why for c, why in self.durable.items() if c not in touched}
         for save in self.saves:
             if any(save.end < s.begin and save.begin > s.since for s in self.syncs):
-                durable |= {c for c in save.chunks if last_drop.get(c, 0) < save.begin}
+                kept = {c for c in save.chunks if last_drop.get(c, 0) < save.begin}
+                for other in self.abandoned:
+                    if other.begin < save.end and save.begin < other.end:
+                        kept.difference_update(other.chunks)
+                durable |= dict.fromkeys(kept, f"saved before a KV.SYNC of life {self.life}")
         last_save: dict[int, int] = {}
         for save in self.saves:
             for chunk in save.chunks:
@@ -198,7 +210,13 @@ class Ledger:
 
     def found(self, chunks: Iterable[int]) -> None:
         """Seen after a start, so the disk has them: a kill can't take them away again."""
-        self.durable.update(chunks)
+        self.durable |= dict.fromkeys(chunks, f"found at the start of life {self.life}")
+
+    def story(self, chunk: int) -> str:
+        """Why a chunk must be there now, and what came before."""
+        dropped = self.dropped_in.get(chunk)
+        before = "never dropped" if dropped is None else f"last dropped in life {dropped}"
+        return f"{self.durable[chunk]}, {before}; this is life {self.life}"
 
 
 # The load
@@ -296,13 +314,14 @@ class Load:
             if not lease.granted:
                 return
             chunks = [prompt.first + start + position for position in lease.granted]
-            with self._ledger.doing(self._ledger.saves, chunks) as event:
+            is_whole = rng.random() > 0.05
+            events = self._ledger.saves if is_whole else self._ledger.abandoned
+            with self._ledger.doing(events, chunks if is_whole else prompt.chunks(known)) as event:
                 event.begin = begin
-                self._fill(lease, prompt, start, is_whole=rng.random() > 0.05)
-            if not lease.committed:
-                # Given up with the lease: nobody can ever find these.
-                event.chunks = ()
-                return
+                self._fill(lease, prompt, start, is_whole=is_whole)
+                if not is_whole:
+                    lease.release()
+                    return
         self._note("chunks saved", len(chunks))
 
     def _fill(
@@ -575,9 +594,11 @@ class Torture:
         self.totals["chunks promised"] += promised
         if read.count < promised and not self._is_cornered():
             missing = name_of(prompt, read.count)
+            story = self._ledger.story(prompt.first + read.count)
             why = client.explain(prompt.space, prompt.root, prompt.keys)
             self._require(
-                False, f"lost, though KV.SYNC had succeeded: {missing}; {why.code}: {why.sentence}"
+                False,
+                f"lost, though promised: {missing}; {story}; {why.code}: {why.sentence}",
             )
 
     def _end(self) -> None:

@@ -30,7 +30,11 @@ final class OpenFile: Sendable {
             isWritable: isWritable)
     }
 
-    deinit { close(descriptor) }
+    deinit {
+        // A child that was forked and has not called exec has the same open file.
+        flock(descriptor, LOCK_UN)
+        close(descriptor)
+    }
 
     /// Fails what can't be done with this file whatever the device does.
     func check(offset: Int, byteCount count: Int, isWrite: Bool) throws(DiskFault) {
@@ -69,13 +73,17 @@ final class DiskFiles: Sendable {
     let isDirect: Bool
     private let directory: Int32
     private let allocates: Bool
+    private let patienceMs: Int
     private let table = Locked<[UInt64: OpenFile]>([:])
 
     /// Opens the directory and keeps other processes out of it, where the file system has locks.
     /// - Parameters:
     ///   - wantsDirect: false: through the page cache, whatever the file system can.
     ///   - allocates: false: zeros are written even where the file system has fallocate.
-    init(path: String, wantsDirect: Bool, allocates: Bool) throws(DiskFault) {
+    ///   - patienceMs: how long a file that another process still writes to is waited for.
+    init(
+        path: String, wantsDirect: Bool, allocates: Bool, patienceMs: Int = 5000
+    ) throws(DiskFault) {
         let flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC
         let descriptor = Glibc.open(path, flags)
         if descriptor < 0 { throw DiskFault(errno: errno, "open the directory \(path)") }
@@ -87,6 +95,7 @@ final class DiskFiles: Sendable {
         }
         self.path = path
         self.allocates = allocates
+        self.patienceMs = patienceMs
         directory = descriptor
         isDirect = wantsDirect && Self.takesDirect(directory: descriptor)
     }
@@ -144,9 +153,10 @@ final class DiskFiles: Sendable {
             descriptor = openat(directory, name, O_RDONLY | flags)
         }
         if descriptor < 0 { throw DiskFault(errno: errno, "open \(path)/\(name)") }
-        try add(
-            number,
-            try OpenFile(opened: descriptor, name: "\(path)/\(name)", isWritable: isWritable))
+        let file = try OpenFile(
+            opened: descriptor, name: "\(path)/\(name)", isWritable: isWritable)
+        try lock(file)
+        try add(number, file)
     }
 
     /// Makes a file of zeros in real blocks, durably; leaves nothing behind when it can't.
@@ -161,6 +171,7 @@ final class DiskFiles: Sendable {
             descriptor: descriptor, name: "\(path)/\(name)", byteCount: byteCount,
             isWritable: true)
         do {
+            try lock(file)
             try allocate(file)
             try synchronize(file.descriptor, named: file.name)
             try synchronize(directory, named: path)
@@ -239,6 +250,26 @@ final class DiskFiles: Sendable {
     }
 
     // MARK: Steps
+
+    /// Waits until no other process has anything under way in a file.
+    ///
+    /// What a ring has taken is carried out after the death of its process, too; measured were
+    /// writes that came 240 ms later. The lock of the directory is free by then, but each request
+    /// keeps the file that it was given open, and an open file keeps its lock.
+    private func lock(_ file: OpenFile) throws(DiskFault) {
+        var waitedMs = 0
+        // As for the directory: where there are no locks, only this check is lost.
+        while flock(file.descriptor, LOCK_EX | LOCK_NB) != 0, errno == EWOULDBLOCK {
+            if waitedMs >= patienceMs {
+                throw DiskFault(
+                    .busy, "use \(file.name)",
+                    because: "requests of a process that was killed are still under way in it, "
+                        + "or another process has locked it")
+            }
+            usleep(1000)
+            waitedMs += 1
+        }
+    }
 
     private func synchronize(_ descriptor: Int32, named name: String) throws(DiskFault) {
         while fsync(descriptor) != 0 {

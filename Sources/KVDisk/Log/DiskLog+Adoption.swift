@@ -102,6 +102,11 @@ extension DiskLog {
         releaseReads(of: number, nil)
     }
 
+    /// Whether what is at this place can be read, as far as is known now.
+    package func canRead(_ place: TierPlace) -> Bool {
+        segments[place.segment]?.isReadable == true
+    }
+
     /// Takes over a record that can be read, of a segment that was adopted. `length` is that of
     /// its extent, in bytes.
     package mutating func adopt(_ place: TierPlace, length: Int, owner: UInt64) {

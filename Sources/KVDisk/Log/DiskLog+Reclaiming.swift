@@ -25,6 +25,7 @@ extension DiskLog {
     package mutating func reclaimed(_ segment: UInt32, now: UInt64) {
         precondition(asked == segment, "segment \(segment) was not asked for")
         asked = nil
+        isHeldBack = false
         drain(segment)
         pump(now)
     }
@@ -137,7 +138,7 @@ extension DiskLog {
                 victims.oldest = number
                 oldestFits = fits
             }
-            let moved = segment.liveBytes + segment.records.count * DiskFormat.alignment
+            let moved = segment.liveBytes + overhead(records: segment.records.count)
             if segment.liveBytes == 0, dropBytes <= room {
                 if isOlder(number, than: victims.empty) { victims.empty = number }
             } else if isSparse(segment.liveBytes, of: segment.fileBytes), moved + dropBytes <= room,
@@ -170,16 +171,36 @@ extension DiskLog {
     var leavesRoomToMove: Bool {
         guard let asked else { return true }
         let moved = min(segments[asked]!.liveBytes, configuration.segmentBytes / 4)
-        let slack = min(configuration.groupBytes, configuration.segmentBytes / 8)
-        return queuedBytes + moved + slack <= roomToMove
+        return queuedBytes + promisedMoves.bytes + moved + slack <= roomToMove
     }
+
+    /// What the moves that are known of will take, and `bytes` more. One that finds no room waits for
+    /// the segment that it comes from.
+    func roomForMoves(bytes: Int = 0, records: Int = 0) -> Int {
+        queuedMoveBytes + promisedMoves.bytes + bytes
+            + overhead(records: moves.count + promisedMoves.records + records)
+    }
+
+    /// What new records leave free for moves that are being prepared. Not for those that have yet
+    /// to come to memory: that may wait for these records.
+    var roomForMovesToCome: Int {
+        promisedMoves.records == 0 || hasFailedWithoutRoom ? 0 : roomForMoves()
+    }
+
+    /// What records take beside their extents, if each is a group of its own.
+    func overhead(records: Int) -> Int {
+        records * (DiskFormat.groupHeaderBytes(entries: 1) + DiskFormat.entryBytes)
+    }
+
+    /// Room for what can't be foreseen: descriptions of spaces, drops.
+    var slack: Int { min(configuration.groupBytes, configuration.segmentBytes / 8) }
 
     /// Watches for a state that only the owner can end, by letting go of a segment.
     mutating func noteRoom(_ now: UInt64) {
         let isStuck =
             asked != nil && !(queue.isEmpty && moves.isEmpty) && spare == nil && preparing == nil
             && removing == 0
-            && suspendedUntil == nil && (head == nil || isHeadFull)
+            && suspendedUntil == nil && (head == nil || isHeadFull || isHeldBack)
         if !isStuck {
             noRoomSince = nil
         } else if noRoomSince == nil {
@@ -191,6 +212,12 @@ extension DiskLog {
     mutating func failWithoutRoom(_ now: UInt64) {
         guard !isStalled, let since = noRoomSince, since + LogTimes.noRoom <= now else { return }
         noRoomSince = nil
+        if isHeldBack, !isHeadFull, !hasFailedWithoutRoom {
+            // There is room, only kept for moves that take too long.
+            hasFailedWithoutRoom = true
+            isHeldBack = false
+            return
+        }
         defer { hasFailedWithoutRoom = true }
         let waiting = draining.filter { areInDoubt(segments[$0]!.movedTo) }
         if hasFailedWithoutRoom, !waiting.isEmpty {
@@ -217,6 +244,7 @@ extension DiskLog {
         moves.removeAll(where: \.isRecord)
         queue.removeAll(where: \.isRecord)
         queuedBytes = 0
+        queuedMoveBytes = 0
         for case .record(_, _, let owner) in failed.map(\.content) {
             events.append(.writeFailed(owner: owner, fault: fault))
         }

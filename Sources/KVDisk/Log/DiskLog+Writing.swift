@@ -4,11 +4,21 @@ package import KVTier
 
 extension DiskLog {
     package func takesWrites(now: UInt64) -> Bool {
-        if isStalled { return false }
-        if let until = suspendedUntil, now < until { return false }
-        guard queuedBytes < configuration.queueBytes, queue.count < configuration.queueRecords
+        guard isWriting(now), queuedBytes < configuration.queueBytes,
+            queue.count < configuration.queueRecords
         else { return false }
         return leavesRoomToMove
+    }
+
+    package func takesMove(bytes: Int, records: Int, now: UInt64) -> Bool {
+        isWriting(now)
+            && roomForMoves(bytes: bytes, records: records) + slack <= roomToMove
+    }
+
+    private func isWriting(_ now: UInt64) -> Bool {
+        if isStalled { return false }
+        if let until = suspendedUntil, now < until { return false }
+        return true
     }
 
     package mutating func write(
@@ -22,6 +32,7 @@ extension DiskLog {
         enqueue(.record(record, from: bytes, owner: owner), isMove: isMove)
         lastDrops.removeAll(keepingCapacity: true)
         queuedBytes += padded
+        if isMove { queuedMoveBytes += padded }
         pump(now)
     }
 
@@ -72,14 +83,30 @@ extension DiskLog {
             write(draft, to: number)
             return true
         }
-        if segments[number]!.end == DiskFormat.segmentHeaderBytes,
-            let item = moves.removeFirst() ?? queue.removeFirst()
-        {
-            failTooLong(item)
-            return true
+        if segments[number]!.end == DiskFormat.segmentHeaderBytes {
+            if let item = moves.removeFirst() {
+                queuedMoveBytes -= item.paddedBytes
+                failTooLong(item)
+                return true
+            }
+            if let item = queue.removeFirst() {
+                failTooLong(item)
+                return true
+            }
+        }
+        if wouldFit(in: draft) {
+            isHeldBack = true
+            return false
         }
         defer { isHeadFull = true }
         return !isHeadFull
+    }
+
+    /// Whether what is next fits an empty draft, and only waits for moves.
+    private func wouldFit(in draft: GroupDraft) -> Bool {
+        guard drops.isEmpty, moves.isEmpty, let item = queue.first else { return false }
+        var draft = draft
+        return draft.take(item, reserve: roomForDrops)
     }
 
     /// Takes what fits from the queues.
@@ -93,9 +120,13 @@ extension DiskLog {
         while let item = moves.first, draft.take(item, reserve: reserve) {
             _ = moves.removeFirst()
             queuedBytes -= item.paddedBytes
+            queuedMoveBytes -= item.paddedBytes
         }
         if !moves.isEmpty { return }
-        while let item = queue.first, draft.take(item, reserve: item.isRecord ? reserve : 0) {
+        let kept = isEmpty || spare != nil ? 0 : roomForMovesToCome
+        while let item = queue.first,
+            draft.take(item, reserve: item.isRecord ? reserve + kept : 0)
+        {
             _ = queue.removeFirst()
             queuedBytes -= item.paddedBytes
             if case .drop(let entry, _) = item.content, let drop = entry.drop {
@@ -128,6 +159,7 @@ extension DiskLog {
             for: .group(number))
         let bodyBytes = members.reduce(0) { $0 + $1.item.byteCount }
         counters.overheadBytes += group.groupBytes - bodyBytes
+        isHeldBack = false
         segments[number]!.groups.append(LogGroup(id: id, members: members))
         segments[number]!.end = group.end
         segments[number]!.entries += entries

@@ -40,6 +40,8 @@ package struct DiskLog: KVTier {
     var nextNumber: UInt32 = 1
     var head: UInt32?
     var isHeadFull = false
+    /// New records wait although the head is not full: what is left of it is for moves.
+    var isHeldBack = false
     /// A segment that is being made, or gets its header.
     var preparing: UInt32?
     /// Segments with the header of a new life, and nothing else: the next heads.
@@ -85,6 +87,11 @@ package struct DiskLog: KVTier {
     /// Drops that were in segments before. Their bounds are fixed, so they go first.
     var drops: [LogItem] = []
     var queuedBytes = 0
+    /// Those among them that are moved.
+    var queuedMoveBytes = 0
+    package var promisedMoves = (bytes: 0, records: 0) {
+        didSet { if isHeldBack { needsPump = true } }
+    }
     var groupsUnderWay = 0
     /// Groups that can be read, counted in the order in which their owners were told.
     var groupCount: UInt64 = 0

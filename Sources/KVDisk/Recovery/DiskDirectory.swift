@@ -125,7 +125,7 @@ package struct DiskDirectory: Sendable {
         let headers = SegmentHeaders(calls: calls, disk: header.disk)
         var segments: [SegmentFile] = []
         for (number, byteCount) in numbers {
-            var (state, problem) = headers.state(number, byteCount: byteCount)
+            var (state, problem) = try headers.state(number, byteCount: byteCount)
             if state == .leftover, new != nil {
                 problem = headers.remove(number)
                 if problem == nil { continue }

@@ -112,7 +112,11 @@ struct SegmentHeaders {
     }
 
     /// What can be done with a file, and what an operator should know of it.
-    func state(_ number: UInt64, byteCount: Int) -> (SegmentFile.State, problem: String?) {
+    ///
+    /// - Throws: that somebody still writes to it. Without it, what was dropped could come back.
+    func state(
+        _ number: UInt64, byteCount: Int
+    ) throws(TierFault) -> (SegmentFile.State, problem: String?) {
         // A place has 32 bits for the segment.
         guard number <= UInt64(UInt32.max) else {
             return (.untouchable, "no server counts that far; it is left alone: move it away")
@@ -124,6 +128,9 @@ struct SegmentHeaders {
         do throws(DiskFault) {
             try load(number)
         } catch {
+            if error.code == .busy {
+                throw TierFault(code: error.code.description, message: error.message)
+            }
             return (.untouchable, "its header can't be read, so it is left alone: \(error.message)")
         }
         do throws(DiskFormatError) {

@@ -28,18 +28,25 @@ struct DiskState {
     /// Counts the chunks that came into the queue.
     var lastSerial: UInt64 = 0
     var writes: [UInt32: DiskWrite] = [:]
+    /// Of chunks that were saved again before they were found: by shard, the checksums of what the
+    /// disk has, while the memory may have other bytes.
+    var checksums: [UInt32: [UInt64]] = [:]
     /// Bytes of the extents that are being written.
     var bytesUnderWay = 0
     /// The volume that gets what comes next, and how much of its turn is used.
     var nextVolume = 0
     var turnBytes = 0
     var loads: [UInt32: DiskLoad] = [:]
+    /// Chunks that may not be evicted before they are written, and were asked for it.
+    var passedOver: Set<UInt32> = []
     var syncs: [UInt64: DiskSync] = [:]
     var reclaims: [DiskReclaim] = []
     var writtenCount = 0
     var absentCount = 0
     /// What was dropped while a disk was not wholly read: it must not come back from there.
     var recentDrops: Set<TierDrop> = []
+    /// When chunks expire of which that was told meanwhile, in milliseconds since 1970.
+    var recentExpiries: [Digest: UInt64] = [:]
     /// Spaces found on disk whose chunks have no place in this arena.
     var refusedSpaces: Set<Digest> = []
 
@@ -59,6 +66,14 @@ struct DiskWrite {
     var fault: TierFault?
     /// It is written again to keep it.
     var isMove: Bool
+    /// A copy that was found meanwhile: durable, so it is the one to keep.
+    var older: DiskCopy?
+}
+
+/// Where a disk has a chunk since before this start.
+struct DiskCopy {
+    var volume: Int
+    var shards: [RecoveredShard]
 }
 
 /// A chunk whose shards are on their way from a disk. It is pinned.
@@ -204,14 +219,36 @@ extension StoreCore {
     mutating func forgetPlaces(of chunk: UInt32) {
         let entry = chunks[chunk]
         precondition(entry.disk == .written, "no disk has it")
-        for (shard, pages) in spaces[entry.space]!.shardPages.enumerated() {
-            disk.volumes[Int(entry.volume)].log.forget(
-                shards[entry.firstShard + UInt32(shard)].place,
-                length: pages * ExtentAllocator.pageBytes)
+        disk.checksums[chunk] = nil
+        for shard in spaces[entry.space]!.shardPages.indices {
+            let place = shards[entry.firstShard + UInt32(shard)].place
+            forget(place, of: chunk, shard: shard, volume: Int(entry.volume))
         }
         chunks[chunk].disk = .none
         chunks[chunk].isHot = false
         disk.writtenCount -= 1
+    }
+
+    /// A disk need not keep this copy of a shard any more.
+    mutating func forget(_ place: TierPlace, of chunk: UInt32, shard: Int, volume: Int) {
+        let pages = spaces[chunks[chunk].space]!.shardPages[shard]
+        disk.volumes[volume].log.forget(place, length: pages * ExtentAllocator.pageBytes)
+    }
+
+    mutating func forget(_ copy: DiskCopy, of chunk: UInt32) {
+        for (shard, kept) in copy.shards.enumerated() {
+            forget(kept.place, of: chunk, shard: shard, volume: copy.volume)
+        }
+    }
+
+    /// The chunk's bytes are on a disk only.
+    mutating func useChecksumsOfDisk(_ chunk: UInt32) {
+        guard let checksums = disk.checksums.removeValue(forKey: chunk) else { return }
+        for (shard, checksum) in checksums.enumerated() {
+            let record = chunks[chunk].firstShard + UInt32(shard)
+            shards[record].hasChecksum = true
+            shards[record].checksum = checksum
+        }
     }
 
     /// What disks hold now.

@@ -82,15 +82,24 @@ extension StoreCore {
 
     /// Brings a chunk one step further out of the segment. - Returns: whether it is out.
     private mutating func leaves(_ chunk: UInt32, _ index: Int) -> Bool {
+        let reclaim = disk.reclaims[index]
+        if !reclaim.keepsAll, let older = disk.writes[chunk]?.older, isIn(older, reclaim) {
+            // What is being written again may wait for this very segment.
+            forget(older, of: chunk)
+            disk.writes[chunk]!.older = nil
+            counters.chunksLeftToMemory += 1
+            return true
+        }
         // On its way into memory, or to another place.
         if disk.loads[chunk] != nil || disk.writes[chunk] != nil { return false }
-        let reclaim = disk.reclaims[index]
         if reclaim.pinned[chunk] != nil { return hasOtherPlace(chunk, index) }
         if !isIn(chunk, reclaim) { return true }
         // Where there is no room to move to, only what must be kept is moved.
         let hasRoom =
             reclaim.keepsAll
-            || disk.volumes[reclaim.volume].log.takesWrites(now: currentTime)
+            || disk.volumes[reclaim.volume].log.takesMove(
+                bytes: spaces[chunks[chunk].space]!.chunkBytes, records: shardCount(of: chunk),
+                now: currentTime)
         let isKept = reclaim.kept.contains(chunk) && hasRoom
         if chunks[chunk].memory == .absent {
             // What somebody holds must stay, and what is in memory needs what it follows.
@@ -175,12 +184,28 @@ extension StoreCore {
         }
     }
 
-    /// Whether this shard of the chunk is written there while others are still being written.
-    private func isHalfIn(_ chunk: UInt32, shard: Int, _ reclaim: DiskReclaim) -> Bool {
-        guard let write = disk.writes[chunk], Int(chunks[chunk].volume) == reclaim.volume else {
-            return false
+    private func isIn(_ copy: DiskCopy, _ reclaim: DiskReclaim) -> Bool {
+        copy.volume == reclaim.volume
+            && copy.shards.contains { $0.place.segment == reclaim.segment }
+    }
+
+    /// Whether the record is of use: as the place of a chunk in the segment, or of one that is still
+    /// being written, there or once more.
+    private func isUsed(_ place: TierPlace, of chunk: UInt32, shard: Int, _ reclaim: DiskReclaim)
+        -> Bool
+    {
+        guard Int(chunk) < chunks.count, chunks[chunk].state != .vacant,
+            shard < shardCount(of: chunk)
+        else { return false }
+        let write = disk.writes[chunk]
+        if let older = write?.older, older.volume == reclaim.volume {
+            if older.shards[shard].place == place { return true }
         }
-        return write.placedShards.contains(shard)
+        let isWritten =
+            isIn(chunk, reclaim)
+            || write?.placedShards.contains(shard) == true
+                && Int(chunks[chunk].volume) == reclaim.volume
+        return isWritten && shards[chunks[chunk].firstShard + UInt32(shard)].place == place
     }
 
     /// Lists the segment's chunks and decides which are kept.
@@ -191,10 +216,7 @@ extension StoreCore {
         var seen: Set<UInt32> = []
         for record in records {
             let (chunk, shard) = Self.chunk(ofOwner: record.owner)
-            guard Int(chunk) < chunks.count,
-                isIn(chunk, reclaim) || isHalfIn(chunk, shard: shard, reclaim),
-                shard < shardCount(of: chunk),
-                shards[chunks[chunk].firstShard + UInt32(shard)].place == record.place,
+            guard isUsed(record.place, of: chunk, shard: shard, reclaim),
                 seen.insert(chunk).inserted
             else { continue }
             order.append(chunk)

@@ -4,8 +4,9 @@ package import KVIdentity
 internal import KVPolicy
 internal import KVTier
 
-// What a disk still has from earlier comes in batches, while the store already serves. What is
-// known already is newer: it wins.
+// What a disk still has from earlier comes in batches, while the store already serves. What was saved
+// again meanwhile may be lost until it is durable, and with it what follows it, of which all was: so
+// the place on the disk is kept for it.
 
 extension StoreCore {
     /// A disk may be written to from now on: sequences of this start are higher than all before.
@@ -31,6 +32,8 @@ extension StoreCore {
         advance(to: now)
         policy.begin(PolicyRequest(now: currentTime, isRefresh: true))
         for (index, chunk) in batch.chunks.enumerated() {
+            var chunk = chunk
+            chunk.expiresMs = disk.recentExpiries[chunk.key] ?? chunk.expiresMs
             take(chunk, batch.shards(of: index), space: spaces[chunk.space])
         }
     }
@@ -41,7 +44,7 @@ extension StoreCore {
         advance(to: now)
         disk.volumes[volume].isRecovering = false
         disk.volumes[volume].log.recovered(now: currentTime)
-        if !isRecovering { disk.recentDrops = [] }
+        if !isRecovering { (disk.recentDrops, disk.recentExpiries) = ([], [:]) }
     }
 
     private mutating func take(
@@ -52,7 +55,10 @@ extension StoreCore {
             disk.recentDrops.insert(.key(found.key, root: found.root, space: space.id))
             return
         }
-        if index.find(found.key, chunks) != nil { return }
+        if let known = index.find(found.key, chunks) {
+            keepPlace(of: known, found, kept, space)
+            return
+        }
         guard let handle = handle(ofRecovered: space) else { return }
         var parent = Chunk.none
         if let key = found.parent {
@@ -107,6 +113,69 @@ extension StoreCore {
         disk.absentCount += 1
         counters.chunksRecovered += 1
         if found.expiresMs > 0 { limitLife(of: chunk, untilMs: found.expiresMs) }
+    }
+
+    // MARK: What was saved again meanwhile
+
+    /// A chunk that the store knows by now keeps the place that it has on a disk, too.
+    private mutating func keepPlace(
+        of chunk: UInt32, _ found: RecoveredChunk, _ kept: ArraySlice<RecoveredShard>,
+        _ space: CacheSpace
+    ) {
+        let entry = chunks[chunk]
+        let parent = entry.parent == Chunk.none ? nil : chunks[entry.parent].key
+        // What this start has written is newer.
+        guard entry.disk != .written, spaces[entry.space]!.id == space.id, parent == found.parent,
+            roots[Int(entry.root)].digest == found.root,
+            kept.allSatisfy({ disk.volumes[found.volume].log.canRead($0.place) })
+        else { return }
+        if entry.state == .writing, found.expiresMs > 0, found.expiresMs <= wallMs { return }
+        for (shard, kept) in kept.enumerated() {
+            disk.volumes[found.volume].log.adopt(
+                kept.place,
+                length: spaces[entry.space]!.shardPages[shard] * ExtentAllocator.pageBytes,
+                owner: Self.owner(chunk, shard: shard))
+        }
+        counters.chunksRecovered += 1
+        let copy = DiskCopy(volume: found.volume, shards: Array(kept))
+        if entry.disk == .writing {
+            disk.writes[chunk]!.older = copy
+        } else {
+            use(copy, of: chunk)
+        }
+        if entry.state == .writing {
+            takeFromWriter(chunk)
+            if found.expiresMs > 0 { limitLife(of: chunk, untilMs: found.expiresMs) }
+        } else if expiryMs(of: chunk) != found.expiresMs {
+            tellDisksOfExpiry(chunk)
+        }
+    }
+
+    /// A chunk in memory that no disk has had until now has this copy.
+    mutating func use(_ copy: DiskCopy, of chunk: UInt32) {
+        leaveDiskQueue(chunk)
+        chunks[chunk].disk = .written
+        chunks[chunk].volume = UInt8(copy.volume)
+        disk.writtenCount += 1
+        // It was saved just now, and its place may be the next that is wanted back.
+        chunks[chunk].isHot = true
+        // An engine that computes a chunk twice may get other bytes.
+        disk.checksums[chunk] = copy.shards.map(\.checksum)
+        for (shard, kept) in copy.shards.enumerated() {
+            shards[chunks[chunk].firstShard + UInt32(shard)].place = kept.place
+        }
+        updateEvictable(chunk)
+    }
+
+    /// What a disk has need not be written: the chunk is there for all, whatever its writer does.
+    private mutating func takeFromWriter(_ chunk: UInt32) {
+        abandon(chunk, writers[chunk]!)
+        chunks[chunk].state = .sealed
+        chunks[chunk].usedSeconds = currentSeconds
+        becameAbsent(chunk)
+        unpin(chunk)
+        let parent = chunks[chunk].parent
+        if parent == Chunk.none || chunks[parent].isVisible { makeVisible(chunk) }
     }
 
     private func wasDropped(_ found: RecoveredChunk, _ space: CacheSpace) -> Bool {

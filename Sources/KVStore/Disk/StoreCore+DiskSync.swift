@@ -59,7 +59,7 @@ extension StoreCore {
 
     /// Asks the disks for their part of each sync whose chunks are all written, or given up.
     mutating func settleSyncs() {
-        if disk.syncs.isEmpty { return }
+        defer { if disk.syncs.isEmpty { releasePassedOver() } }
         let waiting = firstInQueue()?.serial ?? .max
         let earliest = min(waiting, disk.writes.values.map(\.serial).min() ?? .max)
         for ticket in disk.syncs.keys.sorted() {
@@ -75,6 +75,15 @@ extension StoreCore {
                 }
             }
         }
+    }
+
+    /// Nobody waits any more for what was not to be evicted before it is written.
+    private mutating func releasePassedOver() {
+        if disk.passedOver.isEmpty { return }
+        for chunk in disk.passedOver.sorted() where chunks[chunk].state == .sealed {
+            updateEvictable(chunk)
+        }
+        disk.passedOver = []
     }
 
     /// Why what a sync waits for is not written before a suspension ends; nil if it may be.

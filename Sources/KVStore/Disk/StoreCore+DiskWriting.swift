@@ -159,6 +159,10 @@ extension StoreCore {
             serial: serial, shardsMissing: space.shardPages.count, isMove: isMove)
         disk.bytesUnderWay += space.chunkBytes
         disk.turnBytes += space.chunkBytes
+        if isMove {
+            disk.volumes[volume].log.promisedMoves.bytes += space.chunkBytes
+            disk.volumes[volume].log.promisedMoves.records += space.shardPages.count
+        }
         for shard in space.shardPages.indices {
             start(Check(chunk: chunk, shard: shard, purpose: .write))
         }
@@ -167,6 +171,12 @@ extension StoreCore {
     /// A shard's checksum is there: it goes to the disk now.
     mutating func prepared(_ check: Check, checksum: UInt64) {
         let entry = chunks[check.chunk]
+        let space = spaces[entry.space]!
+        if disk.writes[check.chunk]!.isMove {
+            let bytes = space.shardPages[check.shard] * ExtentAllocator.pageBytes
+            disk.volumes[Int(entry.volume)].log.promisedMoves.bytes -= bytes
+            disk.volumes[Int(entry.volume)].log.promisedMoves.records -= 1
+        }
         var isGood = entry.state == .sealed && disk.writes[check.chunk]!.fault == nil
         if hasChanged(check, checksum), isGood {
             reportDamage(check.chunk)
@@ -177,7 +187,6 @@ extension StoreCore {
             shardEnded(check.chunk, fault: nil)
             return
         }
-        let space = spaces[entry.space]!
         disk.volumes[Int(entry.volume)].log.write(
             TierRecord(
                 key: entry.key,
@@ -213,7 +222,7 @@ extension StoreCore {
         let entry = chunks[chunk]
         let space = spaces[entry.space]!
         disk.bytesUnderWay -= space.chunkBytes
-        let isWhole = write.placedShards.count == space.shardPages.count
+        let isWhole = write.placedShards.count == space.shardPages.count && write.older == nil
         if isWhole, entry.state == .sealed {
             chunks[chunk].disk = .written
             chunks[chunk].isHot = false
@@ -227,14 +236,23 @@ extension StoreCore {
         } else {
             // What arrived of it is of no use.
             for shard in write.placedShards {
-                disk.volumes[Int(entry.volume)].log.forget(
-                    shards[entry.firstShard + UInt32(shard)].place,
-                    length: space.shardPages[shard] * ExtentAllocator.pageBytes)
+                let place = shards[entry.firstShard + UInt32(shard)].place
+                forget(place, of: chunk, shard: shard, volume: Int(entry.volume))
             }
             chunks[chunk].disk = .none
+            if let older = write.older { keep(older, of: chunk) }
         }
-        if let fault = write.fault { writeFailed(chunk, write, fault) }
+        if let fault = write.fault, write.older == nil { writeFailed(chunk, write, fault) }
         unpin(chunk)
+    }
+
+    /// A copy that was found while the chunk was being written again.
+    private mutating func keep(_ older: DiskCopy, of chunk: UInt32) {
+        if chunks[chunk].state == .sealed {
+            use(older, of: chunk)
+        } else {
+            forget(older, of: chunk)
+        }
     }
 
     private mutating func writeFailed(_ chunk: UInt32, _ write: DiskWrite, _ fault: TierFault) {
