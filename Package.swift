@@ -76,7 +76,7 @@ let package = Package(
             swiftSettings: settings),
         .target(
             name: "KVClient",
-            dependencies: ["KVIdentity", "KVSocket", "KVThreads", "RESP", "CKvasir"],
+            dependencies: ["KVIdentity", "KVPolicy", "KVSocket", "KVThreads", "RESP", "CKvasir"],
             swiftSettings: settings),
         // A small transformer that knows nothing of Kvasir, and the glue between the two.
         .target(name: "CKernels"),
@@ -147,7 +147,8 @@ let package = Package(
         .testTarget(
             name: "KVClientTests",
             dependencies: [
-                "TestSupport", "KVClient", "KVService", "KVStore", "KVIdentity", "KVSocket", "RESP",
+                "TestSupport", "KVClient", "KVPolicy", "KVService", "KVStore", "KVIdentity",
+                "KVSocket", "RESP",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: settings),

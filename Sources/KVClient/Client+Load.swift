@@ -1,4 +1,5 @@
 public import KVIdentity
+public import KVPolicy
 internal import RESP
 
 // Loading: match, acquire, wait, copy, release.
@@ -30,13 +31,18 @@ extension Client {
     /// - Parameters:
     ///   - holdMs: how long the hold lasts at most.
     ///   - readers: how many read leases will be taken on it.
+    ///   - hint: what is known of the time after this request, for eviction.
+    ///   - pinMs: for so long nothing that is found is evicted, as far as half the server's memory goes.
     public func match(
         _ space: CacheSpace, root: Root, keys: [Digest], holdMs: Int? = nil, readers: Int = 1,
-        timeoutMs: Int? = nil
+        hint: ReuseHint = .none, pinMs: Int? = nil, timeoutMs: Int? = nil
     ) throws(ClientError) -> Match {
-        try ask(
-            "KV.MATCH", space, root, keys, more: holdMs == nil ? 0 : 4, timeoutMs: timeoutMs,
+        let hints = HintArguments(hint, pinMs: pinMs)
+        return try ask(
+            "KV.MATCH", space, root, keys, more: (holdMs == nil ? 0 : 4) + hints.count,
+            timeoutMs: timeoutMs,
             write: { writer in
+                hints.write(to: &writer)
                 guard let holdMs else { return }
                 writer.bulk("HOLD")
                 writer.bulk(decimal: holdMs)

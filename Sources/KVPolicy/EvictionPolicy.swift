@@ -123,6 +123,19 @@ public struct ReuseHint: Sendable, Equatable {
         }
     }
 
+    /// What it says of what will come, as ``init(_:)-(String)`` reads it; times by the millisecond.
+    public var text: String {
+        switch expectation {
+        case .unknown: return "none"
+        case .closed: return "closed"
+        case .pending:
+            guard let seconds, !seconds.isNaN else { return "pending" }
+            let ms = Int((min(max(seconds, 0), Self.mostSeconds) * 1000).rounded())
+            let fraction = String(1000 + ms % 1000).dropFirst()
+            return "pending:\(ms / 1000).\(fraction)"
+        }
+    }
+
     /// Nothing is said.
     public static let none = ReuseHint(.unknown)
     /// Nobody will go on from here.

@@ -14,12 +14,12 @@ extension EventLoop {
             "KV.OPEN": Command(count: 2...2) { $0.open },
             "KV.SPACES": Command(count: 1...1) { $0.spaces },
             "KV.ARENA": Command(count: 1...2) { $0.arena },
-            "KV.MATCH": Command(count: 4...13) { $0.match },
+            "KV.MATCH": Command(count: 4...15) { $0.match },
             "KV.CHUNKS": Command(count: 2...12) { $0.chunks },
             "KV.ACQUIRE": Command(count: 3...9) { $0.acquire },
             "KV.WAIT": Command(count: 2...4) { $0.wait },
             "KV.RELEASE": Command(count: 2...4) { $0.release },
-            "KV.RESERVE": Command(count: 4...15) { $0.reserve },
+            "KV.RESERVE": Command(count: 4...17) { $0.reserve },
             "KV.COMMIT": Command(count: 4...4) { $0.commit },
             "KV.LOCATE": Command(count: 4...5, hexAt: 4) { $0.locate },
             "KV.EXPLAIN": Command(count: 4...5, hexAt: 4) { $0.explain },
@@ -119,6 +119,16 @@ extension EventLoop {
         }
         return hint
     }
+
+    /// For how long a request wants its chunks kept: `PIN ms`.
+    private func pinMs(_ arguments: Arguments, _ options: [String: Int]) throws(CommandError)
+        -> UInt64?
+    {
+        guard let index = options["PIN"] else { return nil }
+        return UInt64(try arguments.integer(index, "PIN", 1...Int(StoreLimits.lifetimeMs)))
+    }
+
+    private static let hints = ["HINT", "PIN", "PRIORITY"]
 
     // MARK: Sessions, spaces, the arena
 
@@ -269,7 +279,7 @@ extension EventLoop {
 
     private func match(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
         let target = try target(arguments, at: 1)
-        let options = try options(arguments, from: 4, ["HOLD", "READERS", "HINT", "PRIORITY"])
+        let options = try options(arguments, from: 4, ["HOLD", "READERS"] + Self.hints)
         var holdMs: UInt64?
         var readers = 1
         if let index = options["HOLD"] {
@@ -279,11 +289,11 @@ extension EventLoop {
             readers = try arguments.integer(index, "READERS", 1...65_536)
         }
         let (session, count) = (connection.session.id, readers)
-        let hint = try hint(arguments, options)
+        let (hint, pinMs) = (try hint(arguments, options), try pinMs(arguments, options))
         let match = try apply { core, now throws(StoreError) in
             try core.match(
                 space: target.space, root: target.root, keys: target.keys, holdMs: holdMs,
-                readers: count, hint: hint, session: session, now: now)
+                readers: count, hint: hint, pinMs: pinMs, session: session, now: now)
         }
         let tiers = match.tiers.map(\.rawValue)
         connection.writer.array(3)
@@ -372,7 +382,7 @@ extension EventLoop {
 
     private func reserve(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
         let target = try target(arguments, at: 1)
-        let options = try options(arguments, from: 4, ["PARENT", "TTL", "TAG", "HINT", "PRIORITY"])
+        let options = try options(arguments, from: 4, ["PARENT", "TTL", "TAG"] + Self.hints)
         var parent: Digest?
         var ms = 60_000
         if let index = options["PARENT"] {
@@ -386,11 +396,11 @@ extension EventLoop {
             tag = UInt64(try arguments.integer(index, "TAG", 0...Int.max))
         }
         let (session, before, time, name) = (connection.session.id, parent, UInt64(ms), tag)
-        let hint = try hint(arguments, options)
+        let (hint, pinMs) = (try hint(arguments, options), try pinMs(arguments, options))
         let reservation = try apply { core, now throws(StoreError) in
             try core.reserve(
                 space: target.space, root: target.root, keys: target.keys, parent: before,
-                timeToLiveMs: time, tag: name, hint: hint, session: session, now: now)
+                timeToLiveMs: time, tag: name, hint: hint, pinMs: pinMs, session: session, now: now)
         }
         connection.writer.array(4)
         connection.writer.integer(Int(reservation.lease))

@@ -127,23 +127,43 @@ extension StoreCore {
         try requireLifetime(ms, smallest: 1)
         let found = visiblePrefix(space: handle, root: root, keys: keys)
         let added = found.count { !chunks[$0].isPinnedUntil } * space.chunkBytes
-        if pinnedBytes + added > configuration.arenaBytes / StoreLimits.pinnedShareOfArena {
+        if added > pinnableBytes {
             throw StoreError(
                 .limit,
                 "\(pinnedBytes) bytes are pinned; with these \(added) it would be more than half the arena"
             )
         }
         let until = currentTime + ms * 1_000_000
-        for chunk in found.reversed() {
-            if !chunks[chunk].isPinnedUntil {
-                chunks[chunk].isPinnedUntil = true
-                pinnedBytes += space.chunkBytes
-                pin(chunk)
-            }
-            pinsUntil[chunk] = until
-            deadlines.add(.pin(chunk: chunk), due: until)
-        }
+        for chunk in found.reversed() { pin(chunk, until: until) }
         return found.count
+    }
+
+    /// Does so as a request has hinted: as many of the leading chunks as may be pinned still, and
+    /// none for less long than it is pinned already.
+    mutating func pinAsHinted(_ run: [UInt32], until: UInt64) {
+        var room = pinnableBytes
+        let kept = run.prefix { chunk in
+            if !chunks[chunk].isPinnedUntil { room -= spaces[chunks[chunk].space]!.chunkBytes }
+            return room >= 0
+        }
+        counters.pinsRefused += run.count - kept.count
+        for chunk in kept.reversed() where pinsUntil[chunk] ?? 0 < until {
+            pin(chunk, until: until)
+        }
+    }
+
+    private var pinnableBytes: Int {
+        configuration.arenaBytes / StoreLimits.pinnedShareOfArena - pinnedBytes
+    }
+
+    private mutating func pin(_ chunk: UInt32, until: UInt64) {
+        if !chunks[chunk].isPinnedUntil {
+            chunks[chunk].isPinnedUntil = true
+            pinnedBytes += spaces[chunks[chunk].space]!.chunkBytes
+            pin(chunk)
+        }
+        pinsUntil[chunk] = until
+        deadlines.add(.pin(chunk: chunk), due: until)
     }
 
     /// Takes pins off the leading keys. - Returns: how many had one.

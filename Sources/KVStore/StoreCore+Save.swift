@@ -24,6 +24,8 @@ struct WriteClaim {
     var quarantine: [UInt32] = []
     /// What the client called it, to find it again if the reply is lost.
     var tag: UInt64?
+    /// Until when what is sealed under it is pinned.
+    var pinsUntil: UInt64?
     /// Its deadline has passed, or its session ended: nothing can be committed any more.
     var hasExpired = false
 
@@ -55,14 +57,16 @@ extension StoreCore {
     ///
     /// `keys` are consecutive. They start at chunk 0, or follow `parent`. What is refused for want
     /// of room says so in the reservation; keys that can't be (a gap, a broken chain) are errors,
-    /// and change nothing.
+    /// and change nothing. For `pinMs` from now on what is sealed under the lease is kept from
+    /// eviction, as far as half the arena goes.
     package mutating func reserve(
         space handle: UInt32, root: Digest, keys: [Digest], parent: Digest? = nil,
-        timeToLiveMs: UInt64, tag: UInt64? = nil, hint: ReuseHint = .none, session: SessionID,
-        now: UInt64
+        timeToLiveMs: UInt64, tag: UInt64? = nil, hint: ReuseHint = .none, pinMs: UInt64? = nil,
+        session: SessionID, now: UInt64
     ) throws(StoreError) -> Reservation {
         advance(to: now)
         try requireKeys(keys)
+        if let pinMs { try requireLifetime(pinMs, smallest: 1) }
         try requireLeaseTime(timeToLiveMs)
         try requireRoomForLease(session)
         let space = try requireSpace(handle, session: session)
@@ -147,6 +151,7 @@ extension StoreCore {
             return result
         }
         lease.tag = tag
+        lease.pinsUntil = pinMs.map { currentTime + $0 * 1_000_000 }
         writeLeases[id] = lease
         sessions[session]!.writeLeases.insert(id)
         deadlines.add(.writeLease(id), due: lease.deadline)
@@ -280,6 +285,9 @@ extension StoreCore {
             if lease.shardsMissing[position] > 0 || chunk == Chunk.none { continue }
             lease.chunks[position] = Chunk.none
             seal(chunk, writer: session)
+            if let until = lease.pinsUntil, until > currentTime {
+                pinAsHinted([chunk], until: until)
+            }
             sealed += 1
         }
         lease.isShardDone[shard] = all.allSatisfy { lease.isCommitted[$0 * shardCount + shard] }

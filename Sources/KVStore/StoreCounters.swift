@@ -17,6 +17,8 @@ public struct StoreCounters: Sendable, Equatable {
     public var bytesSealed = 0
     /// Chunks that writers gave up, or lost by their deadline, before they were sealed.
     public var chunksAbandoned = 0
+    /// Chunks that a request wanted pinned when half the arena was.
+    public var pinsRefused = 0
     /// Chunks evicted, and those among them that made room for another length.
     public var chunksEvicted = 0
     public var chunksEvictedForOtherLength = 0

@@ -84,7 +84,8 @@ struct StatisticsReport {
             [
                 "chunks_granted", "chunks_present", "chunks_busy", "chunks_refused_full",
                 "chunks_refused_not_ready",
-                "reservations_refused", "chunks_sealed", "bytes_sealed", "chunks_abandoned",
+                "reservations_refused", "pins_refused", "chunks_sealed", "bytes_sealed",
+                "chunks_abandoned",
             ]
         ),
         (

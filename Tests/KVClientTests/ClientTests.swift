@@ -1,6 +1,7 @@
 import Glibc
 import KVClient
 import KVIdentity
+import KVPolicy
 import RESP
 import TestSupport
 import Testing
@@ -61,6 +62,44 @@ struct ClientTests {
             ])
         #expect(try client.release(next))
         #expect(try client.locate(space, root: root, keys: keys)[6...] == [.absent, .absent])
+    }
+
+    @Test("Hints and pins of requests reach the server, and wrong ones are refused")
+    func hints() throws {
+        let server = try TestServer()
+        let client = try server.client()
+        defer { client.close() }
+        let space = try Sample.space()
+        let (root, keys) = Sample.keys(4, space)
+        func pinned() throws -> Int? {
+            try client.stats().first { $0.name == "pinned_bytes" }?.value
+        }
+        let hints: [ReuseHint] = [
+            .closed, .pending, .pending(seconds: 2.5), .pending(seconds: ReuseHint.mostSeconds),
+            ReuseHint(.pending, seconds: 0.0004, priority: ReuseHint.leastPriority),
+        ]
+        for hint in hints {
+            #expect(try client.match(space, root: root, keys: keys, hint: hint).count == 0)
+        }
+        let lease = try client.reserve(
+            space, root: root, keys: keys, hint: .pending(seconds: 2), pinMs: 60_000)
+        #expect(try pinned() == 0)
+        #expect(try client.commit(lease) == 4)
+        let bytes = try #require(try pinned())
+        #expect(bytes > 0)
+        #expect(try client.unpin(space, root: root, keys: keys) == 4)
+        let match = try client.match(
+            space, root: root, keys: keys, holdMs: 1_000, hint: .closed, pinMs: 60_000)
+        #expect(match.count == 4 && match.hold != nil)
+        #expect(try pinned() == bytes)
+
+        let priority = ReuseHint(.unknown, priority: ReuseHint.mostPriority + 1)
+        for wrong in [(ReuseHint.none, 0), (priority, 1)] {
+            let refused = try #require(throws: ClientError.self) {
+                try client.match(space, root: root, keys: keys, hint: wrong.0, pinMs: wrong.1)
+            }
+            #expect(refused.code == .argument)
+        }
     }
 
     @Test("Chunks that are there already are not granted, and positions stay those of the keys")

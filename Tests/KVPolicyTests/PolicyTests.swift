@@ -5,6 +5,23 @@ import Testing
 @Suite("All policies")
 struct PolicyTests {
     @Test(
+        "A hint says of itself what is read back, by the millisecond",
+        arguments: [
+            (ReuseHint.none, "none"), (.closed, "closed"), (.pending, "pending"),
+            (.pending(seconds: 0), "pending:0.000"), (.pending(seconds: 2.5), "pending:2.500"),
+            (.pending(seconds: 0.0004), "pending:0.000"),
+            (.pending(seconds: 59.9996), "pending:60.000"),
+            (.pending(seconds: ReuseHint.mostSeconds), "pending:31536000.000"),
+            (.pending(seconds: .infinity), "pending:31536000.000"),
+            (.pending(seconds: -1), "pending:0.000"), (.pending(seconds: .nan), "pending"),
+        ])
+    func hintText(hint: ReuseHint, text: String) throws {
+        #expect(hint.text == text)
+        let read = try #require(ReuseHint(text))
+        #expect(read.expectation == hint.expectation && read.text == text)
+    }
+
+    @Test(
         "Victims are evictable",
         arguments: PolicyName.allCases, [SampleTraffic.Kind.loop, .agents])
     func victimsAreEvictable(name: PolicyName, kind: SampleTraffic.Kind) {

@@ -198,7 +198,7 @@ final class Simulation {
             result = try core.reserve(
                 space: client.handles[space], root: root, keys: Array(keys[skip...]),
                 parent: skip > 0 ? keys[skip - 1] : nil, timeToLiveMs: seconds * 1000,
-                session: client.id, now: now)
+                pinMs: hintedPin(), session: client.id, now: now)
         } catch {
             if error.code == .gap, skip > 0, hasPressure || nodes[keys[skip - 1]] == nil { return }
             throw error
@@ -315,6 +315,9 @@ final class Simulation {
         writers[id] = nil
     }
 
+    /// Mostly none.
+    func hintedPin() -> UInt64? { pick(8) == 0 ? UInt64(1 + pick(5)) * 1000 : nil }
+
     func match() throws {
         let client = clients[pick(clients.count)]
         let (space, root, keys) = prompt()
@@ -322,7 +325,7 @@ final class Simulation {
         let found = try core.match(
             space: client.handles[space], root: root, keys: keys,
             holdMs: hold ? UInt64(1 + pick(15)) * 1000 : nil,
-            readers: 1 + pick(2), session: client.id, now: now)
+            readers: 1 + pick(2), pinMs: hintedPin(), session: client.id, now: now)
         let expected = keys.prefix { nodes[$0]?.isVisible ?? false }.count
         if found.count > expected || (!hasPressure && found.count < expected) {
             throw Failure(description: "matched \(found.count), expected \(expected)")

@@ -13,9 +13,11 @@ Expectation = Literal["none", "closed", "pending"]
 #: Keys of vLLM's ``kv_transfer_params``.
 HINT_KEY = "kvasir.hint"
 PRIORITY_KEY = "kvasir.priority"
+PIN_KEY = "kvasir.pin_s"
 
 PRIORITY_LEAST, PRIORITY_MOST = -8, 7
 SECONDS_MOST = 31_536_000
+PIN_LEAST = 0.001
 
 
 class Hint(NamedTuple):
@@ -31,9 +33,12 @@ class Hint(NamedTuple):
     seconds: float | None = None
     #: -8 to 7, 0 is ordinary. Below it chunks count less, above it more; taken as it is said.
     priority: int = 0
+    #: For so many seconds from the request on, nothing of it is evicted, as far as half of the
+    #: daemon's memory goes (``pins_refused`` in its figures counts the rest). None: no pin.
+    pin_seconds: float | None = None
 
     @classmethod
-    def parse(cls, text: str, priority: int = 0) -> Hint:
+    def parse(cls, text: str, priority: int = 0, pin_seconds: float | None = None) -> Hint:
         """Reads ``closed``, ``pending``, ``pending:SECONDS`` or ``none``; else ValueError."""
         word, colon, rest = text.partition(":")
         seconds: float | None = None
@@ -49,7 +54,11 @@ class Hint(NamedTuple):
             )
         if not PRIORITY_LEAST <= priority <= PRIORITY_MOST:
             raise ValueError(f"a priority is {PRIORITY_LEAST} to {PRIORITY_MOST}, not {priority}")
-        return cls(word, seconds, priority)  # type: ignore[arg-type]
+        if pin_seconds is not None and not PIN_LEAST <= pin_seconds <= SECONDS_MOST:
+            raise ValueError(
+                f"a pin is {PIN_LEAST} to {SECONDS_MOST:,} seconds long, not {pin_seconds}"
+            )
+        return cls(word, seconds, priority, pin_seconds)  # type: ignore[arg-type]
 
     @property
     def arguments(self) -> list[Argument]:
@@ -60,6 +69,8 @@ class Hint(NamedTuple):
             arguments += ["HINT", f"{self.expectation}{time}"]
         if self.priority:
             arguments += ["PRIORITY", self.priority]
+        if self.pin_seconds is not None:
+            arguments += ["PIN", round(self.pin_seconds * 1000)]
         return arguments
 
 
@@ -68,9 +79,17 @@ NO_HINT = Hint()
 
 def hint_of(params: Mapping[str, Any] | None) -> Hint:
     """The hint in a request's ``kv_transfer_params``; ValueError for one that is not understood."""
-    if not params or (HINT_KEY not in params and PRIORITY_KEY not in params):
+    if not params or not any(key in params for key in (HINT_KEY, PRIORITY_KEY, PIN_KEY)):
         return NO_HINT
     text, priority = params.get(HINT_KEY) or "none", params.get(PRIORITY_KEY) or 0
-    if isinstance(text, str) and isinstance(priority, int) and not isinstance(priority, bool):
-        return Hint.parse(text, priority)
-    raise ValueError(f"{HINT_KEY} is a text and {PRIORITY_KEY} a whole number, not {params!r}")
+    pin = params.get(PIN_KEY)
+    are_numbers = _is_number(priority, int) and (pin is None or _is_number(pin, (int, float)))
+    if isinstance(text, str) and are_numbers:
+        return Hint.parse(text, priority, pin)
+    raise ValueError(
+        f"{HINT_KEY} is a text, {PRIORITY_KEY} a whole number, {PIN_KEY} seconds; not {params!r}"
+    )
+
+
+def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -28,6 +28,10 @@ PROMPT = random.Random(1).choices(range(900), k=48)
         ({"kvasir.hint": "pending:2.5", "kvasir.priority": 7}, Hint("pending", 2.5, 7)),
         ({"kvasir.hint": f"pending:{SECONDS_MOST}"}, Hint("pending", float(SECONDS_MOST))),
         ({"kvasir.priority": -8}, Hint(priority=-8)),
+        ({"kvasir.pin_s": 600}, Hint(pin_seconds=600)),
+        ({"kvasir.pin_s": 0.001, "kvasir.hint": "pending"}, Hint("pending", pin_seconds=0.001)),
+        ({"kvasir.pin_s": SECONDS_MOST}, Hint(pin_seconds=SECONDS_MOST)),
+        ({"kvasir.pin_s": None}, NO_HINT),
     ],
 )
 def test_what_is_understood(params: dict[str, Any] | None, hint: Hint) -> None:
@@ -50,21 +54,27 @@ WRONG: list[dict[str, Any]] = [
     {"kvasir.priority": -9},
     {"kvasir.priority": "high"},
     {"kvasir.priority": True},
+    {"kvasir.pin_s": 0},
+    {"kvasir.pin_s": -1},
+    {"kvasir.pin_s": float("nan")},
+    {"kvasir.pin_s": SECONDS_MOST + 1},
+    {"kvasir.pin_s": "600"},
+    {"kvasir.pin_s": True},
 ]
 
 
 @pytest.mark.parametrize("params", WRONG)
 def test_what_is_not_understood(params: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"hint|priority"):
+    with pytest.raises(ValueError, match=r"hint|priority|pin"):
         hint_of(params)
 
 
 def test_matches_and_saves_say_what_their_request_said(make_engine: Any, store: FakeStore) -> None:
-    said = {"kvasir.hint": "pending:2.5", "kvasir.priority": -3}
+    said = {"kvasir.hint": "pending:2.5", "kvasir.priority": -3, "kvasir.pin_s": 60}
     engine = make_engine()
     engine.generate("a", PROMPT, kv_transfer_params=said)
     assert {kind for kind, _ in store.hints} == {"match", "reserve"}
-    assert {hint for _, hint in store.hints} == {Hint("pending", 2.5, -3)}
+    assert {hint for _, hint in store.hints} == {Hint("pending", 2.5, -3, 60)}
     store.hints.clear()
     engine.generate("b", PROMPT[::-1])
     assert {hint for _, hint in store.hints} == {NO_HINT}
