@@ -5,9 +5,12 @@ internal import KVDisk
 extension StoreCore {
     /// When something next comes due, if anything does.
     package var nextDeadline: UInt64? {
-        let logs = disk.volumes.compactMap(\.log.nextDeadline)
-        let reclaims = disk.reclaims.map(\.retryAt).filter { $0 > currentTime }
-        return (logs + reclaims).reduce(deadlines.earliest) { min($0 ?? .max, $1) }
+        var earliest = deadlines.earliest ?? .max
+        for volume in disk.volumes { earliest = min(earliest, volume.log.nextDeadline ?? .max) }
+        for reclaim in disk.reclaims where reclaim.retryAt > currentTime {
+            earliest = min(earliest, reclaim.retryAt)
+        }
+        return earliest == .max ? nil : earliest
     }
 
     /// Lets the deadlines up to `now` pass. Every event does so itself; the driver calls it when

@@ -70,9 +70,8 @@ extension StoreCore {
 
     /// A chunk was found on a disk with the end of its life, in milliseconds since 1970.
     mutating func limitLife(of chunk: UInt32, untilMs: UInt64) {
-        let nowMs = wallMs
         // A clock that jumped must not make a life of centuries.
-        let left = min(untilMs > nowMs ? untilMs - nowMs : 0, StoreLimits.lifetimeMs)
+        let left = min(untilMs > wallMs ? untilMs - wallMs : 0, StoreLimits.lifetimeMs)
         set(ChunkLife(due: currentTime + left * 1_000_000), of: chunk)
     }
 

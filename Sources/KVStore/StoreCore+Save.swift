@@ -308,12 +308,15 @@ extension StoreCore {
         counters.bytesSealed += space.space.shardBytes.reduce(0, +)
         for shard in space.shardPages.indices where isSampled() { startCheck(chunk, shard: shard) }
         unpin(chunk)
-        if entry.parent == Chunk.none || chunks[entry.parent].isVisible { makeVisible(chunk) }
+        makeVisible(chunk)
         admitSealed(chunk)
     }
 
-    /// The chunk can be matched from now on, and so can sealed descendants that waited for it.
+    /// A chunk that is sealed can be matched from now on if the one before it can, and so can sealed
+    /// descendants that waited for it.
     mutating func makeVisible(_ chunk: UInt32) {
+        let parent = chunks[chunk].parent
+        guard parent == Chunk.none || chunks[parent].isVisible else { return }
         var work = [chunk]
         while let next = work.popLast() {
             chunks[next].isVisible = true

@@ -105,6 +105,7 @@ struct IOFaultTests {
         let begin = ContinuousClock.now
         if ends {
             let opening = Task { await io.perform(.open(file: 1, name: "a")) }
+            // Time to find it locked.
             try await Task.sleep(for: .milliseconds(50))
             close(other)
             #expect(await opening.value == .done)

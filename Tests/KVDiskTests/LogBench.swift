@@ -52,6 +52,19 @@ struct LogBench {
         return bench
     }
 
+    /// A log that has found these closed segments at its start, and no records so far.
+    static func finding(_ numbers: ClosedRange<UInt64>, segments: Int = 4) -> LogBench {
+        var bench = LogBench(segments: segments)
+        bench.log.begin(epoch: 2, files: numbers.map { ($0, segmentBytes) }, now: 0)
+        for number in numbers {
+            bench.log.adopt(
+                segment: RecoveredSegment(
+                    number: number, header: nil, state: .closed, firstSequence: number,
+                    fileBytes: segmentBytes, tombstones: []))
+        }
+        return bench
+    }
+
     // MARK: The owner
 
     /// Its owner is its number.

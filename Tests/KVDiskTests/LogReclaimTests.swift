@@ -88,12 +88,7 @@ struct LogReclaimTests {
 
     @Test("Live bytes grow with what is written or adopted, and fall with what is forgotten")
     func liveBytes() {
-        var bench = LogBench()
-        bench.log.begin(epoch: 2, files: [(3, LogBench.segmentBytes)], now: 0)
-        bench.log.adopt(
-            segment: RecoveredSegment(
-                number: 3, header: nil, state: .closed, firstSequence: 7,
-                fileBytes: LogBench.segmentBytes, tombstones: []))
+        var bench = LogBench.finding(3...3)
         bench.log.adopt(TierPlace(segment: 3, page: 4), length: 8192, owner: 77)
         bench.log.recovered(now: 0)
         bench.take()
@@ -147,8 +142,8 @@ struct LogReclaimTests {
         var bench = full()
         press(&bench)
         let asked = bench.reclaims[0].segment
-        let (room, most) = (bench.log.roomToMove, bench.log.queuedBytes)
-        #expect(most == 0 && room > 40 << 10)
+        let room = bench.log.roomToMove
+        #expect(bench.log.queuedBytes == 0 && room > 40 << 10)
         bench.log.promisedMoves = (bytes: room - (8 << 10), records: 1)
         bench.write(5000, byteCount: 20 << 10)
         bench.finishAll()
@@ -180,20 +175,12 @@ struct LogReclaimTests {
         bench.write(1, byteCount: LogBench.segmentBytes, isMove: true)
         bench.finishAll()
         #expect(bench.failed == [1])
-        #expect(bench.log.queuedMoveBytes == 0 && bench.log.queuedBytes == 0)
+        #expect(bench.log.moves.bytes == 0 && bench.log.queuedBytes == 0)
     }
 
     @Test("At a start, too, what is empty goes before what is alive, whatever waits")
     func emptyFirst() {
-        var bench = LogBench()
-        let files = (1...4).map { (number: UInt64($0), byteCount: LogBench.segmentBytes) }
-        bench.log.begin(epoch: 2, files: files, now: 0)
-        for (number, byteCount) in files {
-            bench.log.adopt(
-                segment: RecoveredSegment(
-                    number: number, header: nil, state: .closed, firstSequence: number,
-                    fileBytes: byteCount, tombstones: []))
-        }
+        var bench = LogBench.finding(1...4)
         for number in 1...3 as ClosedRange<UInt32> {
             let place = TierPlace(segment: number, page: 4)
             bench.log.adopt(place, length: 65536, owner: UInt64(number))

@@ -211,15 +211,7 @@ struct LogSegmentTests {
 
     /// Four closed segments, of which one is to stay.
     private func tooMany() -> LogBench {
-        var bench = LogBench(segments: 1)
-        let lengths = (UInt64(1)...4).map { (number: $0, byteCount: LogBench.segmentBytes) }
-        bench.log.begin(epoch: 2, files: lengths, now: 0)
-        for (number, byteCount) in lengths {
-            bench.log.adopt(
-                segment: RecoveredSegment(
-                    number: number, header: nil, state: .closed, firstSequence: number,
-                    fileBytes: byteCount, tombstones: []))
-        }
+        var bench = LogBench.finding(1...4, segments: 1)
         bench.log.adopt(TierPlace(segment: 1, page: 4), length: 64 << 10, owner: 1)
         bench.take()
         return bench

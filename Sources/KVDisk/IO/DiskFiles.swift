@@ -266,6 +266,7 @@ final class DiskFiles: Sendable {
                     because: "requests of a process that was killed are still under way in it, "
                         + "or another process has locked it")
             }
+            // flock waits without a limit or not at all, so it is asked again.
             usleep(1000)
             waitedMs += 1
         }

@@ -110,7 +110,7 @@ extension DiskLog {
     /// Takes over a record that can be read, of a segment that was adopted. `length` is that of
     /// its extent, in bytes.
     package mutating func adopt(_ place: TierPlace, length: Int, owner: UInt64) {
-        guard segments[place.segment]?.isReadable == true else { return }
+        guard canRead(place) else { return }
         segments[place.segment]!.liveBytes += length
         liveBytes += length
         segments[place.segment]!.records.append((owner, place))

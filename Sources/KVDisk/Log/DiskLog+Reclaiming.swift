@@ -177,7 +177,7 @@ extension DiskLog {
     /// What the moves that are known of will take, and `bytes` more. One that finds no room waits for
     /// the segment that it comes from.
     func roomForMoves(bytes: Int = 0, records: Int = 0) -> Int {
-        queuedMoveBytes + promisedMoves.bytes + bytes
+        moves.bytes + promisedMoves.bytes + bytes
             + overhead(records: moves.count + promisedMoves.records + records)
     }
 
@@ -239,12 +239,8 @@ extension DiskLog {
 
     /// Records that wait are given up; drops never are.
     private mutating func failQueue(_ fault: TierFault) {
-        let failed = moves.all + queue.all.filter(\.isRecord)
+        let failed = moves.removeRecords() + queue.removeRecords()
         guard let first = failed.map(\.number).min() else { return }
-        moves.removeAll(where: \.isRecord)
-        queue.removeAll(where: \.isRecord)
-        queuedBytes = 0
-        queuedMoveBytes = 0
         for case .record(_, _, let owner) in failed.map(\.content) {
             events.append(.writeFailed(owner: owner, fault: fault))
         }

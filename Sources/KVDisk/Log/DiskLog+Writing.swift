@@ -31,8 +31,6 @@ extension DiskLog {
         let bytes = TierExtent(offset: extent.offset, length: UInt64(padded))
         enqueue(.record(record, from: bytes, owner: owner), isMove: isMove)
         lastDrops.removeAll(keepingCapacity: true)
-        queuedBytes += padded
-        if isMove { queuedMoveBytes += padded }
         pump(now)
     }
 
@@ -61,6 +59,8 @@ extension DiskLog {
         itemCount += 1
     }
 
+    var queuedBytes: Int { queue.bytes + moves.bytes }
+
     var hasQueued: Bool { !queue.isEmpty || !moves.isEmpty || !drops.isEmpty }
 
     // MARK: Groups
@@ -83,16 +83,11 @@ extension DiskLog {
             write(draft, to: number)
             return true
         }
-        if segments[number]!.end == DiskFormat.segmentHeaderBytes {
-            if let item = moves.removeFirst() {
-                queuedMoveBytes -= item.paddedBytes
-                failTooLong(item)
-                return true
-            }
-            if let item = queue.removeFirst() {
-                failTooLong(item)
-                return true
-            }
+        if segments[number]!.end == DiskFormat.segmentHeaderBytes,
+            let item = moves.removeFirst() ?? queue.removeFirst()
+        {
+            failTooLong(item)
+            return true
         }
         if wouldFit(in: draft) {
             isHeldBack = true
@@ -119,8 +114,6 @@ extension DiskLog {
         let reserve = isEmpty ? 0 : roomForDrops
         while let item = moves.first, draft.take(item, reserve: reserve) {
             _ = moves.removeFirst()
-            queuedBytes -= item.paddedBytes
-            queuedMoveBytes -= item.paddedBytes
         }
         if !moves.isEmpty { return }
         let kept = isEmpty || spare != nil ? 0 : roomForMovesToCome
@@ -128,7 +121,6 @@ extension DiskLog {
             draft.take(item, reserve: item.isRecord ? reserve + kept : 0)
         {
             _ = queue.removeFirst()
-            queuedBytes -= item.paddedBytes
             if case .drop(let entry, _) = item.content, let drop = entry.drop {
                 lastDrops.remove(drop)
             }
@@ -171,7 +163,6 @@ extension DiskLog {
     }
 
     private mutating func failTooLong(_ item: LogItem) {
-        queuedBytes -= item.paddedBytes
         guard case .record(let record, _, let owner) = item.content else {
             preconditionFailure("an empty segment has no room for a drop")
         }

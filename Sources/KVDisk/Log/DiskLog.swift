@@ -77,18 +77,15 @@ package struct DiskLog: KVTier {
     var sequenceCount: UInt64 = 0
     /// Those that were given so far; what recovery has found is item 0.
     var itemCount: UInt64 = 1
-    var queue = LogQueue<LogItem>()
+    var queue = LogItemQueue()
     /// Records that leave a segment that is asked for: they go first, because what is in the queue may
     /// wait for that segment. What names them in the queue came later, so their lower sequences are
     /// right.
-    var moves = LogQueue<LogItem>()
+    var moves = LogItemQueue()
     /// Drops in the queue behind which no record is queued: one more of the same is not needed.
     var lastDrops: Set<TierDrop> = []
     /// Drops that were in segments before. Their bounds are fixed, so they go first.
     var drops: [LogItem] = []
-    var queuedBytes = 0
-    /// Those among them that are moved.
-    var queuedMoveBytes = 0
     package var promisedMoves = (bytes: 0, records: 0) {
         didSet { if isHeldBack { needsPump = true } }
     }

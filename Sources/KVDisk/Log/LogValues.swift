@@ -161,3 +161,33 @@ struct LogQueue<Element: Sendable>: Sendable {
     /// All of them, in order. O(count).
     var all: [Element] { elements[start...].map { $0! } }
 }
+
+/// Items that wait to be written, and how many bytes their bodies take, padded.
+struct LogItemQueue: Sendable {
+    private var items = LogQueue<LogItem>()
+    private(set) var bytes = 0
+
+    var count: Int { items.count }
+    var isEmpty: Bool { items.isEmpty }
+    var first: LogItem? { items.first }
+
+    mutating func append(_ item: LogItem) {
+        items.append(item)
+        bytes += item.paddedBytes
+    }
+
+    mutating func removeFirst() -> LogItem? {
+        guard let item = items.removeFirst() else { return nil }
+        bytes -= item.paddedBytes
+        return item
+    }
+
+    /// - Returns: the records that were in it, in order; drops stay.
+    mutating func removeRecords() -> [LogItem] {
+        let records = items.all.filter(\.isRecord)
+        items.removeAll(where: \.isRecord)
+        // A drop has no body.
+        bytes = 0
+        return records
+    }
+}

@@ -169,6 +169,6 @@ func blaming<Value>(
     do throws(DiskFault) {
         return try body()
     } catch {
-        throw TierFault(code: error.code.description, message: error.message)
+        throw TierFault(error)
     }
 }

@@ -128,9 +128,7 @@ struct SegmentHeaders {
         do throws(DiskFault) {
             try load(number)
         } catch {
-            if error.code == .busy {
-                throw TierFault(code: error.code.description, message: error.message)
-            }
+            if error.code == .busy { throw TierFault(error) }
             return (.untouchable, "its header can't be read, so it is left alone: \(error.message)")
         }
         do throws(DiskFormatError) {

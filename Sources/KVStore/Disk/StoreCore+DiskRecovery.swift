@@ -174,8 +174,7 @@ extension StoreCore {
         chunks[chunk].usedSeconds = currentSeconds
         becameAbsent(chunk)
         unpin(chunk)
-        let parent = chunks[chunk].parent
-        if parent == Chunk.none || chunks[parent].isVisible { makeVisible(chunk) }
+        makeVisible(chunk)
     }
 
     private func wasDropped(_ found: RecoveredChunk, _ space: CacheSpace) -> Bool {

@@ -60,6 +60,7 @@ extension StoreCore {
     /// Asks the disks for their part of each sync whose chunks are all written, or given up.
     mutating func settleSyncs() {
         defer { if disk.syncs.isEmpty { releasePassedOver() } }
+        if disk.syncs.isEmpty { return }
         let waiting = firstInQueue()?.serial ?? .max
         let earliest = min(waiting, disk.writes.values.map(\.serial).min() ?? .max)
         for ticket in disk.syncs.keys.sorted() {
