@@ -12,10 +12,7 @@ public enum PolicyName: String, Sendable, CaseIterable, Codable {
     case adaptive
 
     /// What is used unless something else is asked for.
-    ///
-    /// Not ``adaptive`` yet: it likes to give up what is new, and where that waits to be written to a
-    /// small disk that is full, each waits for the other for seconds.
-    public static let `default` = PolicyName.lru
+    public static let `default` = PolicyName.adaptive
 
     /// The policy of that name, or the default one for `default`; nil for any other word.
     public init?(named word: String) {

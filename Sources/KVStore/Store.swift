@@ -77,6 +77,8 @@ public final class Store: Sendable {
     /// What goes to disks.
     private let flushes = HashQueue()
     private let isStopping = Atomic<Bool>(false)
+    /// Something comes due before the next tick.
+    private let isTickWanted = Atomic<Bool>(false)
     private let faulter: ArenaFaulter
     private let threads = Locked<[NamedThread]>([])
     private let disks: [DiskVolume]
@@ -144,13 +146,16 @@ public final class Store: Sendable {
         // them.
         var started = [
             NamedThread("kv-check") { [weak self, checks, arena, hasDisks = !disks.isEmpty] in
+                // Disks have deadlines too, and an embedded store has no event loop that would let
+                // time pass.
+                var tick = Self.longestDiskTick
                 while true {
-                    // Disks have deadlines too, and an embedded store has no event loop that would
-                    // let time pass.
-                    let end = hasDisks ? DispatchTime.now() + Self.diskTick : .distantFuture
+                    let end =
+                        hasDisks
+                        ? DispatchTime.now() + .nanoseconds(Int(tick)) : .distantFuture
                     let isTick = !checks.wait(until: end)
                     guard let self, !self.isStopping.load(ordering: .acquiring) else { return }
-                    if isTick { self.withCore { core, now in core.advance(to: now) } }
+                    if isTick || self.isTickWanted.load(ordering: .relaxed) { tick = self.tick() }
                     self.hash(from: checks, arena, clearsPadding: false)
                 }
             }
@@ -216,8 +221,22 @@ public final class Store: Sendable {
         for thread in started { thread.join() }
     }
 
-    /// How often disks are looked after when nothing else happens.
-    private static let diskTick = DispatchTimeInterval.milliseconds(500)
+    /// How often disks are looked after when nothing else happens and nothing comes due, and how
+    /// often at most; in nanoseconds.
+    private static let longestDiskTick: UInt64 = 500_000_000
+    private static let shortestDiskTick: UInt64 = 5_000_000
+
+    /// Lets time pass. - Returns: nanoseconds until that is wanted again.
+    private func tick() -> UInt64 {
+        withCore { core, now in
+            core.advance(to: now)
+            core.settle(now: now)
+            if !core.waitsForMemory { isTickWanted.store(false, ordering: .relaxed) }
+            let next = core.nextDeadline ?? .max
+            let wait = next > now ? next - now : 0
+            return min(max(wait, Self.shortestDiskTick), Self.longestDiskTick)
+        }
+    }
 
     /// What added to ``now()`` in milliseconds gives those since 1970.
     static func wallOffsetMs() -> UInt64 {
@@ -252,9 +271,15 @@ public final class Store: Sendable {
             defer {
                 core.settle(now: now)
                 if !core.effects.isEmpty { swap(&effects, &core.effects) }
+                if core.waitsForMemory { askForTick() }
             }
             return try body(&core, now)
         }
+    }
+
+    /// Wakes the thread that lets time pass, so that it sees when it is wanted next.
+    private func askForTick() {
+        if !isTickWanted.exchange(true, ordering: .relaxed) { checks.wake() }
     }
 
     private func carryOut(_ effects: [StoreCore.Effect]) {

@@ -148,16 +148,28 @@ extension StoreCore {
         if waiting != disk.waiting.count {
             return "\(waiting) chunks wait, \(disk.waiting.count) counted"
         }
+        let waitingBytes = disk.waiting.keys.reduce(0) {
+            $0 + spaces[chunks[$1].space]!.chunkBytes
+        }
+        if waitingBytes != disk.waitingBytes {
+            return "\(waitingBytes) bytes wait, \(disk.waitingBytes) counted"
+        }
+        if let stray = disk.passedOver.first(where: { disk.waiting[$0] == nil }) {
+            return "chunk \(stray) is passed over and waits for nothing"
+        }
         let bytes = disk.writes.keys.reduce(0) { $0 + spaces[chunks[$1].space]!.chunkBytes }
         if bytes != disk.bytesUnderWay { return "bytes under way to disks" }
-        var promised = disk.volumes.map { _ in 0 }
-        for check in checks.values
-        where check.purpose == .write && disk.writes[check.chunk]?.isMove == true {
+        var promised: [Bool: [Int]] = [true: disk.volumes.map { _ in 0 }]
+        promised[false] = promised[true]
+        for check in checks.values where check.purpose == .write {
+            guard let write = disk.writes[check.chunk] else { continue }
             let space = spaces[chunks[check.chunk].space]!
-            promised[Int(chunks[check.chunk].volume)] +=
+            promised[write.purpose.goesFirst]![Int(chunks[check.chunk].volume)] +=
                 space.shardPages[check.shard] * ExtentAllocator.pageBytes
         }
-        if promised != disk.volumes.map(\.log.promisedMoves.bytes) {
+        if promised[true] != disk.volumes.map(\.log.promisedMoves.bytes)
+            || promised[false] != disk.volumes.map(\.log.promisedSaves.bytes)
+        {
             return "bytes promised to disks"
         }
         for chunk in disk.checksums.keys {

@@ -56,7 +56,9 @@ extension StoreCore {
             if let page = allocator.allocate(pages: length, owner: owner, worth: policy.worthNow) {
                 return page
             }
-            if !makeRoom(for: length) { return nil }
+            if makeRoom(for: length, sparing: true) { continue }
+            // What waits to be written goes only when nothing else can.
+            if !releasePassedOver() || !makeRoom(for: length, sparing: false) { return nil }
         }
     }
 
@@ -65,7 +67,7 @@ extension StoreCore {
     /// the whole region.
     ///
     /// - Returns: false if nothing can go.
-    private mutating func makeRoom(for length: Int) -> Bool {
+    private mutating func makeRoom(for length: Int, sparing: Bool) -> Bool {
         var poorest: (group: UInt32, worth: UInt64)?
         for group in groupsByLength[length] ?? [] {
             guard let worth = policy.leastWorth(in: group) else { continue }
@@ -86,17 +88,19 @@ extension StoreCore {
         }
         guard let poorest, var victim else { return false }
         while true {
-            switch prepareEviction(victim) {
+            switch prepareEviction(victim, sparing: sparing) {
             case .mayGo:
                 evict(victim)
                 return true
             case .isWritten: return true
-            case .mustStay:
+            case .isPassedOver:
                 // Others may go meanwhile.
                 policy.setEvictable(victim, false)
                 disk.passedOver.insert(victim)
             }
-            guard let next = policy.victim(in: poorest.group) else { return true }
+            guard let next = policy.victim(in: poorest.group) else {
+                return makeRoom(for: length, sparing: sparing)
+            }
             victim = next
         }
     }

@@ -120,9 +120,9 @@ extension StoreCore {
         fates.record(entry.key, fate, nowMs: currentTime / 1_000_000)
         count(fate, of: entry)
         unlink(chunk)
+        leaveDiskQueue(chunk)
         policy.remove(chunk, wasEvicted: fate == .evicted)
         if entry.disk == .written { forgetPlaces(of: chunk) }
-        leaveDiskQueue(chunk)
         if entry.memory == .absent { disk.absentCount -= 1 }
         let space = entry.space
         let root = entry.root

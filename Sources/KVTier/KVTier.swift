@@ -43,6 +43,8 @@ package protocol KVTier: Sendable {
     /// Bytes of extents that the owner is preparing to write as moves, and how many records that
     /// will be. It keeps this up to date, so that others don't get room that is spoken for.
     var promisedMoves: (bytes: Int, records: Int) { get set }
+    /// The same of what is being prepared to be written, and is no move.
+    var promisedSaves: (bytes: Int, records: Int) { get set }
     /// False while suspended after a fault, while it does not answer, while its queue is at its
     /// bound, or while what there is of room is kept for moves.
     func takesWrites(now: UInt64) -> Bool

@@ -59,6 +59,40 @@ struct LogReclaimTests {
         #expect(bench.reclaims.map(\.segment) == [1], "80 of 256 KiB are not little")
     }
 
+    @Test("A segment is emptied only if what is on its way leaves room for what is in it")
+    func sparseBesideSaves() {
+        var bench = full()
+        bench.forgetAll(of: 3, butFirst: 1)
+        bench.log.promisedSaves = (bytes: bench.log.roomToMove, records: 4)
+        press(&bench)
+        #expect(bench.reclaims.map(\.segment) == [1] && !bench.reclaims[0].keepAll)
+    }
+
+    @Test("While a segment is emptied, what is being prepared counts before more is taken")
+    func savesOnTheirWay() {
+        for keepsAll in [false, true] {
+            var bench = full()
+            if keepsAll { bench.forgetAll(of: 3, butFirst: 1) }
+            press(&bench)
+            #expect(bench.reclaims.map(\.keepAll) == [keepsAll])
+            let asked = bench.log.segments[bench.reclaims[0].segment]!
+            let share = bench.log.configuration.segmentBytes / 4
+            let moved = keepsAll ? bench.log.movedBytes(of: asked) : min(asked.liveBytes, share)
+            let room = bench.log.roomToMove - bench.log.slack - moved
+            let most = room - bench.log.overhead(records: 1)
+            func takes(_ bytes: Int) -> Bool {
+                bench.log.promisedSaves = (bytes, 1)
+                return bench.log.takesWrites(now: bench.now)
+            }
+            #expect(most > 0 && takes(most) && !takes(most + 1), "all moved: \(keepsAll)")
+            bench.log.promisedSaves = (0, 0)
+            bench.log.promisedMoves = (most, 1)
+            #expect(bench.log.takesWrites(now: bench.now))
+            bench.log.promisedMoves = (most + 1, 1)
+            #expect(!bench.log.takesWrites(now: bench.now))
+        }
+    }
+
     @Test("A segment is not used again before its reads have ended")
     func reads() {
         var bench = full()

@@ -71,6 +71,8 @@ final class DiskSimulation {
     static let segmentBytes = DiskFormat.smallestSegmentBytes
 
     let kind: Kind
+    /// Any, if none is named.
+    let policy: PolicyName?
     var random: SeededGenerator
     var core: StoreCore
     var now: UInt64 = 1
@@ -106,9 +108,10 @@ final class DiskSimulation {
     /// What was saved while the disks were read.
     private var savedAgain: Set<Digest> = []
 
-    init(seed: UInt64, kind: Kind) throws {
+    init(seed: UInt64, kind: Kind, policy: PolicyName? = nil) throws {
         random = SeededGenerator(seed: seed)
         self.kind = kind
+        self.policy = policy
         let isOdd = random.next() % 2 == 1
         turnsBits = kind.hasReadFaults && isOdd
         spaces = [
@@ -117,20 +120,23 @@ final class DiskSimulation {
             try makeSpace("pair", shardBytes: [4096, 2 * 4096 - 100], stages: 2),
         ]
         disks = (0..<(random.next() % 3 == 0 ? 1 : 2)).map { SimulatedIO(seed: seed &+ $0) }
-        core = Self.makeDiskCore(&random, kind)
+        core = Self.makeDiskCore(&random, kind, policy)
         try start()
     }
 
-    static func makeDiskCore(_ random: inout SeededGenerator, _ kind: Kind) -> StoreCore {
+    static func makeDiskCore(
+        _ random: inout SeededGenerator, _ kind: Kind, _ policy: PolicyName?
+    ) -> StoreCore {
         let seed = random.next()
         // Mostly so little that the chunks of a prompt are on several disks.
         let turnBytes = [1, 1, 20_000, 8 << 20].randomElement(using: &random)!
+        let anyPolicy = PolicyName.allCases.randomElement(using: &random)!
         var core = StoreCore(
             .init(
                 arenaBytes: pages * 4096, slabBytes: 16 * 4096, checkOneIn: 7,
                 secret: (seed, seed ^ 99), admission: kind.admission, wallOffsetMs: 1_000_000,
                 diskTurnBytes: turnBytes),
-            policy: PolicyName.allCases.randomElement(using: &random)!.make())
+            policy: (policy ?? anyPolicy).make())
         core.slabsBecameReady(0..<(pages / 16))
         return core
     }
@@ -140,7 +146,7 @@ final class DiskSimulation {
     // MARK: Start and crash
 
     func start() throws {
-        core = Self.makeDiskCore(&random, kind)
+        core = Self.makeDiskCore(&random, kind, policy)
         session = core.openSession(name: "client")
         handles = try spaces.map { try core.open($0, session: session).handle }
         for disk in disks { disk.faults = SimulatedFaults() }

@@ -1,6 +1,7 @@
 import Foundation
 import KVDisk
 import KVIdentity
+import KVPolicy
 import KVStore
 import Testing
 
@@ -77,6 +78,44 @@ struct DiskSimulationTests {
         simulation.drain()
         #expect(simulation.syncs.isEmpty && simulation.counts["failed syncs"] == 2)
         #expect(simulation.core.brokenInvariant() == nil)
+    }
+
+    @Test(
+        "What waits for a disk is evicted last, as long as that is a quarter of memory",
+        arguments: PolicyName.allCases)
+    func spared(policy: PolicyName) throws {
+        let simulation = try DiskSimulation(seed: Self.first, kind: .all[0], policy: policy)
+        simulation.finishRecovery()
+        var prompts: [DiskSimulation.Node] = []
+        func save() throws {
+            let number: [UInt64] = [77, UInt64(prompts.count)]
+            let (root, chunk) = (simulation.key(number, 999), simulation.key(number))
+            prompts.append(DiskSimulation.Node(space: 0, root: root, path: [chunk]))
+            try simulation.store(prompts.last!, variant: 0)
+        }
+        // Memory is full of what the disk has, and of what all policies like better than new chunks.
+        for _ in 0..<2 * DiskSimulation.pages {
+            try save()
+            try simulation.rest()
+            for prompt in prompts.suffix(DiskSimulation.pages / 2) {
+                _ = try simulation.core.match(
+                    space: simulation.handles[0], root: prompt.root, keys: prompt.path,
+                    session: simulation.session, now: simulation.now)
+            }
+        }
+        #expect(simulation.core.counters.chunksEvicted > 0)
+        #expect(simulation.core.counters.chunksEvictedUnwritten == 0)
+        // Now it takes nothing more.
+        let quarter = DiskSimulation.pages / 4
+        while simulation.core.gauges.disk.chunksWaiting <= quarter {
+            #expect(simulation.core.counters.chunksEvictedUnwritten == 0, "seed \(Self.first)")
+            try save()
+        }
+        for _ in 0..<2 * DiskSimulation.pages { try save() }
+        #expect(simulation.core.counters.chunksEvictedUnwritten > 0)
+        #expect(simulation.core.brokenInvariant() == nil)
+        try simulation.rest()
+        #expect(simulation.core.gauges.disk.chunksWaiting == 0)
     }
 
     /// A chunk that was durable, and is saved again while the disk is read.

@@ -114,6 +114,7 @@ extension DiskLog {
         segments[number]!.phase = .asked
         segments[number]!.movedTo = groupCount..<groupCount
         asked = number
+        asksForAll = keepAll
         hasFailedWithoutRoom = false
         counters.reclaims += 1
         events.append(.reclaim(segment: number, keepAll: keepAll))
@@ -125,6 +126,8 @@ extension DiskLog {
         victimScans += 1
         let floors = lowestSequences()
         let room = roomToMove
+        // What is on its way can't be kept back.
+        let roomForAll = room - roomForMoves() - roomForSaves - slack
         var victims = Victims()
         var sparseBytes = Int.max
         var oldestFits = false
@@ -138,10 +141,10 @@ extension DiskLog {
                 victims.oldest = number
                 oldestFits = fits
             }
-            let moved = segment.liveBytes + overhead(records: segment.records.count)
             if segment.liveBytes == 0, dropBytes <= room {
                 if isOlder(number, than: victims.empty) { victims.empty = number }
-            } else if isSparse(segment.liveBytes, of: segment.fileBytes), moved + dropBytes <= room,
+            } else if isSparse(segment.liveBytes, of: segment.fileBytes),
+                movedBytes(of: segment) + dropBytes <= roomForAll,
                 (segment.liveBytes, number) < (sparseBytes, victims.sparse ?? .max)
             {
                 victims.sparse = number
@@ -159,6 +162,11 @@ extension DiskLog {
 
     // MARK: Room
 
+    /// Bytes of a group for each record that waits, or is being prepared, to be saved.
+    private var roomForSaves: Int {
+        queue.bytes + promisedSaves.bytes + overhead(records: queue.count + promisedSaves.records)
+    }
+
     /// Bytes that can be written without another segment.
     var roomToMove: Int {
         var room = 0
@@ -170,8 +178,16 @@ extension DiskLog {
     /// While the owner empties a segment, what it moves must find room: new records wait.
     var leavesRoomToMove: Bool {
         guard let asked else { return true }
-        let moved = min(segments[asked]!.liveBytes, configuration.segmentBytes / 4)
-        return queuedBytes + promisedMoves.bytes + moved + slack <= roomToMove
+        let moved =
+            asksForAll
+            ? movedBytes(of: segments[asked]!)
+            : min(segments[asked]!.liveBytes, configuration.segmentBytes / 4)
+        return roomForMoves() + roomForSaves + moved + slack <= roomToMove
+    }
+
+    /// What it takes to write all that is alive in a segment once more.
+    func movedBytes(of segment: LogSegment) -> Int {
+        segment.liveBytes + overhead(records: segment.records.count)
     }
 
     /// What the moves that are known of will take, and `bytes` more. One that finds no room waits for

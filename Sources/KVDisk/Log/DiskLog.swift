@@ -53,6 +53,8 @@ package struct DiskLog: KVTier {
     /// Those of which a sync has failed, with the groups that are in doubt.
     var doubtful: [UInt32: Range<UInt64>] = [:]
     var asked: UInt32?
+    /// Of the segment that is asked for, everything is moved.
+    var asksForAll = false
     var draining: [UInt32] = []
     var removing = 0
     /// Counts times that the lowest sequence of a file went away.
@@ -89,6 +91,7 @@ package struct DiskLog: KVTier {
     package var promisedMoves = (bytes: 0, records: 0) {
         didSet { if isHeldBack { needsPump = true } }
     }
+    package var promisedSaves = (bytes: 0, records: 0)
     var groupsUnderWay = 0
     /// Groups that can be read, counted in the order in which their owners were told.
     var groupCount: UInt64 = 0

@@ -24,7 +24,9 @@ struct DiskState {
     var queue: [(chunk: UInt32, serial: UInt64)] = []
     var queueHead = 0
     /// Those of them that still wait, and under which serial.
-    var waiting: [UInt32: UInt64] = [:]
+    private(set) var waiting: [UInt32: UInt64] = [:]
+    /// Bytes of their extents.
+    private(set) var waitingBytes = 0
     /// Counts the chunks that came into the queue.
     var lastSerial: UInt64 = 0
     var writes: [UInt32: DiskWrite] = [:]
@@ -37,8 +39,10 @@ struct DiskState {
     var nextVolume = 0
     var turnBytes = 0
     var loads: [UInt32: DiskLoad] = [:]
-    /// Chunks that may not be evicted before they are written, and were asked for it.
+    /// Of those that wait, the ones that should have been evicted, and stay until they are written.
     var passedOver: Set<UInt32> = []
+    /// A sync has begun since ``passedOver`` was last released.
+    var hasBegunSync = false
     var syncs: [UInt64: DiskSync] = [:]
     var reclaims: [DiskReclaim] = []
     var writtenCount = 0
@@ -54,6 +58,16 @@ struct DiskState {
         lastSerial += 1
         return lastSerial
     }
+
+    mutating func beginsToWait(_ chunk: UInt32, serial: UInt64, bytes: Int) {
+        waiting[chunk] = serial
+        waitingBytes += bytes
+    }
+
+    mutating func waitsNoMore(_ chunk: UInt32, bytes: Int) {
+        waiting[chunk] = nil
+        waitingBytes -= bytes
+    }
 }
 
 /// A chunk whose shards are on their way to a disk. It is pinned.
@@ -64,10 +78,22 @@ struct DiskWrite {
     /// Shards that the disk has.
     var placedShards: [Int] = []
     var fault: TierFault?
-    /// It is written again to keep it.
-    var isMove: Bool
+    var purpose: DiskWritePurpose
     /// A copy that was found meanwhile: durable, so it is the one to keep.
     var older: DiskCopy?
+}
+
+/// Why a chunk is written.
+enum DiskWritePurpose {
+    /// No disk has it yet.
+    case save
+    /// Its segment is wanted back, and it is to be kept.
+    case move
+    /// No disk has it yet, and what is to be moved needs its memory.
+    case makeRoom
+
+    /// Whether it goes before what is saved, into room that is kept for moves.
+    var goesFirst: Bool { self != .save }
 }
 
 /// Where a disk has a chunk since before this start.
@@ -90,6 +116,9 @@ struct DiskLoad {
 extension StoreCore {
     /// Of the arena, what may be on its way to disks at a time: one part in this many.
     static var writingShareOfArena: Int { 8 }
+
+    /// Of the arena, what may wait to be written and is not evicted: one part in this many.
+    static var sparedShareOfArena: Int { 4 }
 
     /// Chunks on their way to disks at a time.
     static var writesUnderWay: Int { 4096 }

@@ -43,6 +43,9 @@ extension StoreCore {
     /// How often it is tried to write a chunk that must be kept.
     static var attemptsToMove: Int { 8 }
 
+    /// Whether the move of a segment is tried again soon, because there was no memory.
+    package var waitsForMemory: Bool { disk.reclaims.contains { $0.retryAt > currentTime } }
+
     /// Goes on with every segment that is wanted back.
     mutating func continueReclaims() {
         var index = 0
@@ -91,7 +94,7 @@ extension StoreCore {
             return true
         }
         // On its way into memory, or to another place.
-        if disk.loads[chunk] != nil || disk.writes[chunk] != nil { return false }
+        if disk.loads[chunk] != nil || isBeingMoved(chunk, reclaim) { return false }
         if reclaim.pinned[chunk] != nil { return hasOtherPlace(chunk, index) }
         if !isIn(chunk, reclaim) { return true }
         // Where there is no room to move to, only what must be kept is moved.
@@ -114,6 +117,7 @@ extension StoreCore {
                 // holds the memory may wait for this segment.
                 disk.reclaims[index].retryAt = currentTime + Self.retryNanoseconds
                 disk.reclaims[index].refusals += 1
+                writeForRoom(volume: reclaim.volume)
                 if mustStay, reclaim.refusals < Self.refusedLoads { return false }
             }
             removeSubtree(chunk, fate: .evictedFromDisk)
@@ -132,8 +136,26 @@ extension StoreCore {
         }
         // The bound of the queue is not for this: what waits there waits for the segment. It stays on
         // its disk, which uses the segment again only when what left it is durable there.
-        startWrite(chunk, volume: reclaim.volume, serial: disk.nextSerial(), isMove: true)
+        startWrite(chunk, volume: reclaim.volume, serial: disk.nextSerial(), purpose: .move)
         return false
+    }
+
+    /// Writes a chunk that is kept in memory because a sync waits for it, so that it can be evicted.
+    ///
+    /// It can't wait for its turn: that comes when the segment has been let go of, and for that what
+    /// is in the segment needs memory. So it takes room that is kept for moves.
+    private mutating func writeForRoom(volume: Int) {
+        let leaf = disk.passedOver.filter {
+            isAwaitedOnDisk($0) && chunks[$0].pins == 0 && chunks[$0].residentChildren == 0
+        }.min { disk.waiting[$0]! < disk.waiting[$1]! }
+        guard let leaf,
+            disk.volumes[volume].log.takesMove(
+                bytes: spaces[chunks[leaf].space]!.chunkBytes, records: shardCount(of: leaf),
+                now: currentTime)
+        else { return }
+        let serial = disk.waiting[leaf]!
+        leaveDiskQueue(leaf)
+        startWrite(leaf, volume: volume, serial: serial, purpose: .makeRoom)
     }
 
     /// Whether something that follows the chunk is in memory, or on its way to a disk.
@@ -162,7 +184,7 @@ extension StoreCore {
             if disk.volumes[reclaim.volume].log.isSuspended { return false }
             leaveDiskQueue(chunk)
             disk.reclaims[index].pinned[chunk] = attempts + 1
-            startWrite(chunk, volume: reclaim.volume, serial: disk.nextSerial(), isMove: true)
+            startWrite(chunk, volume: reclaim.volume, serial: disk.nextSerial(), purpose: .move)
             return false
         }
         disk.reclaims[index].pinned[chunk] = nil
@@ -182,6 +204,20 @@ extension StoreCore {
         return (0..<UInt32(shardCount(of: chunk))).contains {
             shards[entry.firstShard + $0].place.segment == reclaim.segment
         }
+    }
+
+    /// Whether the chunk is being written, and the segment has to wait for that.
+    ///
+    /// Not for one that has nothing in the segment: it is another chunk by now, or has lost its place
+    /// there, and may wait for this very segment.
+    private func isBeingMoved(_ chunk: UInt32, _ reclaim: DiskReclaim) -> Bool {
+        guard let write = disk.writes[chunk] else { return false }
+        if write.purpose == .move || reclaim.pinned[chunk] != nil { return true }
+        if let older = write.older, isIn(older, reclaim) { return true }
+        return Int(chunks[chunk].volume) == reclaim.volume
+            && write.placedShards.contains {
+                shards[chunks[chunk].firstShard + UInt32($0)].place.segment == reclaim.segment
+            }
     }
 
     private func isIn(_ copy: DiskCopy, _ reclaim: DiskReclaim) -> Bool {

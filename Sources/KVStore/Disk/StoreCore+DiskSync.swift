@@ -31,6 +31,7 @@ extension StoreCore {
         let onTheWay =
             disk.waiting.count + disk.writes.keys.count { chunks[$0].state == .sealed }
         if index.count - writers.count != disk.writtenCount + onTheWay { enqueueAllForDisk() }
+        disk.hasBegunSync = true
         let ticket = nextID()
         disk.syncs[ticket] = DiskSync(serial: disk.lastSerial)
         return ticket
@@ -59,8 +60,11 @@ extension StoreCore {
 
     /// Asks the disks for their part of each sync whose chunks are all written, or given up.
     mutating func settleSyncs() {
-        defer { if disk.syncs.isEmpty { releasePassedOver() } }
-        if disk.syncs.isEmpty { return }
+        if disk.syncs.isEmpty {
+            if disk.hasBegunSync { releasePassedOver() }
+            disk.hasBegunSync = false
+            return
+        }
         let waiting = firstInQueue()?.serial ?? .max
         let earliest = min(waiting, disk.writes.values.map(\.serial).min() ?? .max)
         for ticket in disk.syncs.keys.sorted() {
@@ -76,15 +80,6 @@ extension StoreCore {
                 }
             }
         }
-    }
-
-    /// Nobody waits any more for what was not to be evicted before it is written.
-    private mutating func releasePassedOver() {
-        if disk.passedOver.isEmpty { return }
-        for chunk in disk.passedOver.sorted() where chunks[chunk].state == .sealed {
-            updateEvictable(chunk)
-        }
-        disk.passedOver = []
     }
 
     /// Why what a sync waits for is not written before a suspension ends; nil if it may be.

@@ -40,27 +40,49 @@ extension StoreCore {
         case mayGo
         /// It is on its way to a disk now; another one may go meanwhile.
         case isWritten
-        /// Somebody waits for it to be durable, and it can't be written yet.
-        case mustStay
+        /// It waits to be written.
+        case isPassedOver
     }
 
-    mutating func prepareEviction(_ chunk: UInt32) -> BeforeEviction {
+    /// - Parameter sparing: what waits to be written may be passed over although nobody asked for it.
+    mutating func prepareEviction(_ chunk: UInt32, sparing: Bool) -> BeforeEviction {
         if !hasDisks || chunks[chunk].disk == .written { return .mayGo }
         let isAwaited = isAwaitedOnDisk(chunk)
+        if sparing, !isAwaited, isSpared(chunk) { return .isPassedOver }
         let isAdmitted = configuration.admission == .eviction && isAcceptedByDisks(chunk)
         if !isAwaited && !isAdmitted { return .mayGo }
         guard mayStartWrite, let volume = volumeThatTakesWrites() else {
-            return isAwaited ? .mustStay : .mayGo
+            return isAwaited ? .isPassedOver : .mayGo
         }
         let serial = disk.waiting[chunk] ?? disk.nextSerial()
         leaveDiskQueue(chunk)
-        startWrite(chunk, volume: volume, serial: serial, isMove: false)
+        startWrite(chunk, volume: volume, serial: serial, purpose: .save)
         return .isWritten
     }
 
     /// Whether somebody waits for it to be durable, so that it must not get lost meanwhile.
     func isAwaitedOnDisk(_ chunk: UInt32) -> Bool {
         chunks[chunk].disk == .waiting && !disk.syncs.isEmpty
+    }
+
+    /// Whether something else is evicted first, because a disk will soon have the chunk: what is evicted
+    /// before that is lost. A disk that is slower than what is saved gets no more memory than a share.
+    private func isSpared(_ chunk: UInt32) -> Bool {
+        chunks[chunk].disk == .waiting
+            && disk.waitingBytes <= configuration.arenaBytes / Self.sparedShareOfArena
+            && disk.volumes.contains { $0.log.suspensionFault == nil }
+    }
+
+    /// What was passed over can be evicted again, except what a sync waits for.
+    ///
+    /// - Returns: whether there was any.
+    @discardableResult
+    mutating func releasePassedOver() -> Bool {
+        if disk.passedOver.isEmpty || !disk.syncs.isEmpty { return false }
+        let released = disk.passedOver.sorted()
+        disk.passedOver = []
+        for chunk in released { updateEvictable(chunk) }
+        return true
     }
 
     /// Puts a chunk, and what it follows, into the queue, unless a disk has it or gets it.
@@ -78,7 +100,7 @@ extension StoreCore {
         for chunk in run.reversed() {
             chunks[chunk].disk = .waiting
             let serial = disk.nextSerial()
-            disk.waiting[chunk] = serial
+            disk.beginsToWait(chunk, serial: serial, bytes: extentBytes(of: chunk))
             disk.queue.append((chunk, serial))
         }
         compactDiskQueue()
@@ -99,8 +121,11 @@ extension StoreCore {
     mutating func leaveDiskQueue(_ chunk: UInt32) {
         guard chunks[chunk].disk == .waiting else { return }
         chunks[chunk].disk = .none
-        disk.waiting[chunk] = nil
+        disk.waitsNoMore(chunk, bytes: extentBytes(of: chunk))
+        if disk.passedOver.remove(chunk) != nil { updateEvictable(chunk) }
     }
+
+    private func extentBytes(of chunk: UInt32) -> Int { spaces[chunks[chunk].space]!.chunkBytes }
 
     // MARK: Writing
 
@@ -109,8 +134,8 @@ extension StoreCore {
         while mayStartWrite {
             guard let next = firstInQueue(), let volume = volumeThatTakesWrites() else { return }
             popQueue()
-            disk.waiting[next.chunk] = nil
-            startWrite(next.chunk, volume: volume, serial: next.serial, isMove: false)
+            leaveDiskQueue(next.chunk)
+            startWrite(next.chunk, volume: volume, serial: next.serial, purpose: .save)
         }
     }
 
@@ -150,21 +175,34 @@ extension StoreCore {
     }
 
     /// Has a resident chunk hashed and written.
-    mutating func startWrite(_ chunk: UInt32, volume: Int, serial: UInt64, isMove: Bool) {
+    mutating func startWrite(
+        _ chunk: UInt32, volume: Int, serial: UInt64, purpose: DiskWritePurpose
+    ) {
         let space = spaces[chunks[chunk].space]!
         chunks[chunk].disk = .writing
         chunks[chunk].volume = UInt8(volume)
         pin(chunk)
         disk.writes[chunk] = DiskWrite(
-            serial: serial, shardsMissing: space.shardPages.count, isMove: isMove)
+            serial: serial, shardsMissing: space.shardPages.count, purpose: purpose)
         disk.bytesUnderWay += space.chunkBytes
         disk.turnBytes += space.chunkBytes
-        if isMove {
-            disk.volumes[volume].log.promisedMoves.bytes += space.chunkBytes
-            disk.volumes[volume].log.promisedMoves.records += space.shardPages.count
-        }
+        promise(
+            volume: volume, purpose, bytes: space.chunkBytes, records: space.shardPages.count)
         for shard in space.shardPages.indices {
             start(Check(chunk: chunk, shard: shard, purpose: .write))
+        }
+    }
+
+    /// Tells a disk what is being prepared for it, or no longer is.
+    private mutating func promise(
+        volume: Int, _ purpose: DiskWritePurpose, bytes: Int, records: Int
+    ) {
+        if purpose.goesFirst {
+            disk.volumes[volume].log.promisedMoves.bytes += bytes
+            disk.volumes[volume].log.promisedMoves.records += records
+        } else {
+            disk.volumes[volume].log.promisedSaves.bytes += bytes
+            disk.volumes[volume].log.promisedSaves.records += records
         }
     }
 
@@ -172,11 +210,10 @@ extension StoreCore {
     mutating func prepared(_ check: Check, checksum: UInt64) {
         let entry = chunks[check.chunk]
         let space = spaces[entry.space]!
-        if disk.writes[check.chunk]!.isMove {
-            let bytes = space.shardPages[check.shard] * ExtentAllocator.pageBytes
-            disk.volumes[Int(entry.volume)].log.promisedMoves.bytes -= bytes
-            disk.volumes[Int(entry.volume)].log.promisedMoves.records -= 1
-        }
+        let length = space.shardPages[check.shard] * ExtentAllocator.pageBytes
+        promise(
+            volume: Int(entry.volume), disk.writes[check.chunk]!.purpose, bytes: -length,
+            records: -1)
         var isGood = entry.state == .sealed && disk.writes[check.chunk]!.fault == nil
         if hasChanged(check, checksum), isGood {
             reportDamage(check.chunk)
@@ -197,7 +234,7 @@ extension StoreCore {
                 expiresMs: expiryMs(of: check.chunk)),
             from: tierExtent(of: check.chunk, shard: check.shard),
             owner: Self.owner(check.chunk, shard: check.shard),
-            isMove: disk.writes[check.chunk]!.isMove, now: currentTime)
+            isMove: disk.writes[check.chunk]!.purpose.goesFirst, now: currentTime)
     }
 
     mutating func written(_ owner: UInt64, _ place: TierPlace) {
@@ -229,7 +266,7 @@ extension StoreCore {
             disk.writtenCount += 1
             counters.chunksWritten += 1
             counters.bytesWritten += space.space.chunkBytes
-            if write.isMove {
+            if write.purpose == .move {
                 counters.chunksMoved += 1
                 counters.bytesMoved += space.space.chunkBytes
             }
