@@ -81,8 +81,8 @@ test-swift: need-swift ## the Swift tests
 test-sanitizers: need-swift ## store, server, client and engine under ThreadSanitizer and AddressSanitizer
 	@for kind in thread address; do \
 	    case $$kind in \
-	    thread) filter='KVStoreTests.(StoreTests|DiskStoreTests)|KVArenaTests|KVClientTests|KVDiskTests.IO|CKernelsTests.PoolTests|KvasirEngineTests' ;; \
-	    address) filter='KVStoreTests|KVArenaTests|KVClientTests|RESPTests|KVDiskTests|KVDiskFormatTests|CKernelsTests|ReferenceLMTests' ;; \
+	    thread) filter='KVStoreTests.(StoreTests|DiskStoreTests)|KVArenaTests|KVClientTests|KVRequestLogTests|KVDiskTests.IO|CKernelsTests.PoolTests|KvasirEngineTests' ;; \
+	    address) filter='KVStoreTests|KVArenaTests|KVClientTests|KVRequestLogTests|RESPTests|KVDiskTests|KVDiskFormatTests|CKernelsTests|ReferenceLMTests' ;; \
 	    esac; \
 	    echo "==> swift test --sanitize=$$kind"; \
 	    LSAN_OPTIONS=suppressions=$(CURDIR)/Tests/leak-suppressions.txt:print_suppressions=0 \

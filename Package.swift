@@ -67,10 +67,18 @@ let package = Package(
             swiftSettings: settings),
         .target(name: "KVSocket", dependencies: ["CKvasir"], swiftSettings: settings),
         .target(
+            name: "KVRequestLog",
+            dependencies: [
+                "KVIdentity", "KVPolicy", "KVThreads",
+                .product(name: "Crypto", package: "swift-crypto"),
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: settings),
+        .target(
             name: "KVService",
             dependencies: [
-                "KVPolicy", "KVStore", "KVIdentity", "KVArena", "KVSocket", "KVThreads", "RESP",
-                "CKvasir",
+                "KVPolicy", "KVStore", "KVIdentity", "KVArena", "KVRequestLog", "KVSocket",
+                "KVThreads", "RESP", "CKvasir",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: settings),
@@ -91,8 +99,9 @@ let package = Package(
         .executableTarget(
             name: "kvasir",
             dependencies: [
-                "KVService", "KVStore", "KVSimulator", "KVPolicy", "KVArena", "KVSocket",
-                "KVThreads", "RESP", "KVClient", "KVIdentity", "KVDisk", "KVDiskFormat", "KVTier",
+                "KVService", "KVStore", "KVSimulator", "KVPolicy", "KVArena", "KVRequestLog",
+                "KVSocket", "KVThreads", "RESP", "KVClient", "KVIdentity", "KVDisk", "KVDiskFormat",
+                "KVTier",
                 "KvasirEngine", "ReferenceLM", "CKernels", "CKvasir",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
@@ -134,6 +143,13 @@ let package = Package(
                 "KVStore",
             ],
             swiftSettings: settings),
+        .testTarget(
+            name: "KVRequestLogTests",
+            dependencies: [
+                "KVRequestLog", "KVSimulator", "KVIdentity", "KVPolicy",
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: settings),
         .target(name: "TestRandom", path: "Tests/TestRandom", swiftSettings: settings),
         .target(
             name: "TestDisk", dependencies: ["TestRandom", "KVDiskFormat", "KVIdentity"],
@@ -141,7 +157,8 @@ let package = Package(
         .target(
             name: "TestSupport",
             dependencies: [
-                "KVClient", "KVService", "KVStore", .product(name: "Logging", package: "swift-log"),
+                "KVClient", "KVRequestLog", "KVService", "KVStore",
+                .product(name: "Logging", package: "swift-log"),
             ],
             path: "Tests/TestSupport", swiftSettings: settings),
         .testTarget(

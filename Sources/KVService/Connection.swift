@@ -166,6 +166,8 @@ final class ServiceSession {
     var processDescriptors: [Int32] = []
     /// Their process ids, in the same order.
     var processIDs: [Int32] = []
+    /// It says itself which requests it has (`KV.REQUEST`), so its matches count as none.
+    var tellsRequests = false
     /// A process whose end can't be seen: what it was given comes back only by its release.
     var hasUnwatchedProcess = false
 

@@ -2,6 +2,7 @@ internal import Glibc
 internal import KVArena
 internal import KVIdentity
 internal import KVPolicy
+internal import KVRequestLog
 internal import KVStore
 internal import RESP
 
@@ -15,6 +16,7 @@ extension EventLoop {
             "KV.SPACES": Command(count: 1...1) { $0.spaces },
             "KV.ARENA": Command(count: 1...2) { $0.arena },
             "KV.MATCH": Command(count: 4...15) { $0.match },
+            "KV.REQUEST": Command(count: 1...9) { $0.request },
             "KV.CHUNKS": Command(count: 2...12) { $0.chunks },
             "KV.ACQUIRE": Command(count: 3...9) { $0.acquire },
             "KV.WAIT": Command(count: 2...4) { $0.wait },
@@ -35,7 +37,7 @@ extension EventLoop {
     }
 
     /// Runs one event of the store.
-    private func apply<Result: Sendable>(
+    func apply<Result: Sendable>(
         _ body: (inout StoreCore, UInt64) throws(StoreError) -> Result
     ) throws(CommandError) -> Result {
         do throws(StoreError) {
@@ -46,7 +48,7 @@ extension EventLoop {
     }
 
     /// `space root keys`, as most commands take them, and whether they come in hexadecimal digits.
-    private struct Target {
+    struct Target {
         var space: UInt32
         var root: Digest
         var keys: [Digest]
@@ -54,7 +56,7 @@ extension EventLoop {
     }
 
     /// A space handle; a number that no handle can be is one that is not known.
-    private func space(_ arguments: Arguments, _ index: Int) throws(CommandError) -> UInt32 {
+    func space(_ arguments: Arguments, _ index: Int) throws(CommandError) -> UInt32 {
         UInt32(clamping: try arguments.integer(index, "the space handle", 1...Int.max))
     }
 
@@ -74,7 +76,7 @@ extension EventLoop {
     }
 
     /// Options behind the fixed arguments: a word, then its value. `HEX` may stand last.
-    private func options(_ arguments: Arguments, from first: Int, _ known: [String])
+    func options(_ arguments: Arguments, from first: Int, _ known: [String])
         throws(CommandError)
         -> [String: Int]
     {
@@ -100,7 +102,7 @@ extension EventLoop {
 
     /// What a request says of the time after it: `HINT closed|pending|pending:SECONDS|none` and
     /// `PRIORITY n`.
-    private func hint(_ arguments: Arguments, _ options: [String: Int]) throws(CommandError)
+    func hint(_ arguments: Arguments, _ options: [String: Int]) throws(CommandError)
         -> ReuseHint
     {
         var hint = ReuseHint.none
@@ -295,6 +297,7 @@ extension EventLoop {
                 space: target.space, root: target.root, keys: target.keys, holdMs: holdMs,
                 readers: count, hint: hint, pinMs: pinMs, session: session, now: now)
         }
+        logMatch(target, match, hint, connection)
         let tiers = match.tiers.map(\.rawValue)
         connection.writer.array(3)
         connection.writer.integer(match.count)
@@ -583,10 +586,13 @@ extension EventLoop {
     /// Every gauge and counter, by name.
     var statistics: [(name: String, value: Int)] {
         let (gauges, counters) = store.withCore { core, _ in (core.gauges, core.counters) }
+        let logged = configuration.requestLog?.counters ?? .init()
         return Self.fields(of: gauges) + Self.fields(of: counters) + [
             ("connections", connections.count), ("connections_accepted", acceptedCount),
             ("connections_refused", refusedCount), ("commands", commandCount),
             ("protocol_errors", protocolErrorCount),
+            ("request_log_written", logged.written), ("request_log_dropped", logged.dropped),
+            ("request_log_bytes", logged.bytes),
             ("uptime_ms", Int((Store.now() - startedAt) / 1_000_000)),
             // Names of figures say what runs: all values are integers.
             ("policy_\(store.policy.rawValue)", 1),

@@ -1,3 +1,4 @@
+public import KVRequestLog
 public import Logging
 internal import RESP
 
@@ -9,12 +10,18 @@ public struct ServerConfiguration: Sendable {
     public var socketGroup: String?
     /// Where the server tells what it does.
     public var logger: Logger
+    /// Where requests are logged; nil for nowhere. Whoever made it stops it.
+    public var requestLog: RequestLog?
 
     /// A configuration.
-    public init(socketPath: String, socketGroup: String? = nil, logger: Logger) {
+    public init(
+        socketPath: String, socketGroup: String? = nil, logger: Logger,
+        requestLog: RequestLog? = nil
+    ) {
         self.socketPath = socketPath
         self.socketGroup = socketGroup
         self.logger = logger
+        self.requestLog = requestLog
     }
 }
 

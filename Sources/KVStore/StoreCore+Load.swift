@@ -57,6 +57,8 @@ extension StoreCore {
         package var hold: UInt64
         /// Where each chunk that was found is.
         package var tiers: [Tier] = []
+        /// How many chunks stand in front of the first that was found; 0 if none was.
+        package var before = 0
     }
 
     /// Finds the longest run of leading keys that are sealed, and marks them as used.
@@ -92,7 +94,7 @@ extension StoreCore {
         let tiers = found.map { chunks[$0].memory == .resident ? Tier.memory : .disk }
         counters.matchedKeysOnDisk += tiers.count { $0 == .disk }
         guard let holdMs, !found.isEmpty else {
-            return Match(count: found.count, hold: 0, tiers: tiers)
+            return Match(count: found.count, hold: 0, tiers: tiers, before: before)
         }
         try requireRoomForChunks(found.count, session)
         for chunk in found.reversed() { pin(chunk) }
@@ -104,7 +106,7 @@ extension StoreCore {
             readersToFinish: readers)
         sessions[session]!.holds.insert(id)
         deadlines.add(.hold(id), due: deadline)
-        return Match(count: found.count, hold: id, tiers: tiers)
+        return Match(count: found.count, hold: id, tiers: tiers, before: before)
     }
 
     /// The leading keys that can be loaded, in order.

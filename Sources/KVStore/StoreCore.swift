@@ -341,6 +341,14 @@ extension StoreCore {
         return space
     }
 
+    /// The id of a space that the session has opened, and the tokens of its chunks.
+    package func identity(
+        ofSpace handle: UInt32, session: SessionID
+    ) throws(StoreError) -> (id: Digest, chunkTokens: Int) {
+        let space = try requireSpace(handle, session: session)
+        return (space.id, space.space.chunkTokens)
+    }
+
     mutating func forgetSpaceIfUnused(_ handle: UInt32) {
         guard let space = spaces[handle], space.chunkCount == 0, space.openSessions.isEmpty else {
             return

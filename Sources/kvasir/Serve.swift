@@ -2,6 +2,7 @@ import ArgumentParser
 import Foundation
 import KVArena
 import KVPolicy
+import KVRequestLog
 import KVService
 import KVSocket
 import KVStore
@@ -55,6 +56,9 @@ struct Serve: ParsableCommand {
             valueName: "level"))
     var logLevel: String?
 
+    @OptionGroup(title: "Request log")
+    var requestLogOptions: RequestLogOptions
+
     private static let policyNames =
         PolicyName.allCases.map(\.rawValue).joined(separator: ", ") + " or default"
 
@@ -67,19 +71,36 @@ struct Serve: ParsableCommand {
         let settings = try resolve()
         var logger = Logger(label: "kvasir") { _ in LineLogHandler() }
         logger.logLevel = settings.level
+        let requests = try openRequestLog(settings, logger: logger)
+        defer { requests?.stop() }
         let store = try open(settings, logger: logger)
         let server = Server(
             store: store,
             configuration: ServerConfiguration(
-                socketPath: settings.socket, socketGroup: settings.group, logger: logger))
+                socketPath: settings.socket, socketGroup: settings.group, logger: logger,
+                requestLog: requests))
         try server.run(handlingSignals: true) {
             let ms = Int(Date().timeIntervalSince(started) * 1000)
             logger.info(
                 "kvasir \(KvasirVersion.current) serves \(ByteCount(store.arena.byteCount)) on \(settings.socket) (pid \(ProcessInfo.processInfo.processIdentifier), \(ms) ms)"
             )
         }
+        // Before what may take long.
+        requests?.stop()
         flush(store, logger: logger)
         store.stop()
+    }
+
+    private func openRequestLog(_ settings: Settings, logger: Logger) throws -> RequestLog? {
+        guard let (directory, byteLimit) = settings.requestLog else { return nil }
+        do {
+            let log = try RequestLog(
+                .init(directory: directory, byteLimit: byteLimit, logger: logger))
+            logger.info("logs requests in \(directory), \(ByteCount(byteLimit)) at most")
+            return log
+        } catch {
+            throw CommandFailure(error.message)
+        }
     }
 
     private func open(_ settings: Settings, logger: Logger) throws -> Store {
@@ -126,6 +147,7 @@ struct Serve: ParsableCommand {
         var verifyOneIn: Int
         var policy: PolicyName
         var plan: DiskOptions.Plan
+        var requestLog: (directory: String, byteLimit: Int)?
         var level: Logger.Level
     }
 
@@ -151,6 +173,7 @@ struct Serve: ParsableCommand {
         return Settings(
             socket: path, group: group.isEmpty ? nil : group,
             memory: bytes?.bytes == 0 ? nil : bytes,
-            verifyOneIn: verifyOneIn, policy: chosen, plan: try diskOptions.resolve(), level: level)
+            verifyOneIn: verifyOneIn, policy: chosen, plan: try diskOptions.resolve(),
+            requestLog: try requestLogOptions.resolve(), level: level)
     }
 }

@@ -101,6 +101,7 @@ struct StatisticsReport {
                 "chunks_expired",
             ]
         ),
+        ("Request log", ["request_log_written", "request_log_dropped", "request_log_bytes"]),
         (
             "Trouble",
             [
@@ -129,7 +130,7 @@ struct StatisticsReport {
         let rest = values.map(\.name).filter { !grouped.contains($0) }
         for (title, names) in Self.groups + [("Other", rest)] {
             let present = names.filter { known[$0] != nil }
-            if present.isEmpty || isWithoutDisk(title) { continue }
+            if present.isEmpty || isWithoutDisk(title) || isUnused(title, names) { continue }
             lines += ["", title]
             for name in present { lines.append(line(name)) }
             if title == "Loads", let asked = known["matched_keys_asked"], asked > 0 {
@@ -143,6 +144,11 @@ struct StatisticsReport {
     /// Rows of zeros for a tier that is not there help nobody.
     private func isWithoutDisk(_ title: String) -> Bool {
         title.lowercased().hasSuffix("disk") && known["disks"] == 0
+    }
+
+    /// Nor do those of a log that nobody keeps.
+    private func isUnused(_ title: String, _ names: [String]) -> Bool {
+        title == "Request log" && names.allSatisfy { known[$0] == 0 }
     }
 
     private func line(_ name: String) -> String {

@@ -102,6 +102,39 @@ struct ClientTests {
         }
     }
 
+    @Test("A server that logs requests has each once, as a match or as told")
+    func requests() throws {
+        let space = try Sample.space()
+        let (root, keys) = Sample.keys(4, space)
+        let tokens = 4 * space.chunkTokens + 1
+        let silent = try TestServer()
+        #expect(try !silent.client().logRequests())
+        #expect(try !silent.client().logRequest(space, root: root, keys: keys, tokens: tokens))
+
+        let server = try TestServer(logsRequests: true)
+        let client = try server.client()
+        defer { client.close() }
+        func logged() throws -> Int? {
+            try client.stats().first { $0.name == "request_log_written" }?.value
+        }
+        _ = try client.match(space, root: root, keys: keys)
+        #expect(try client.logRequests())
+        // It tells itself now.
+        _ = try client.match(space, root: root, keys: keys)
+        let hint = ReuseHint(.pending, seconds: 2, priority: 3)
+        #expect(
+            try client.logRequest(space, root: root, keys: keys, tokens: tokens, hint: hint))
+        #expect(try client.logRequest(space, root: root, keys: [], tokens: 1))
+        let refused = try #require(throws: ClientError.self) {
+            try client.logRequest(space, root: root, keys: keys, tokens: 1)
+        }
+        #expect(refused.code == .argument)
+        // The one of the match and the two that were told.
+        let end = ContinuousClock.now + .seconds(10)
+        while try logged() != 3, ContinuousClock.now < end { usleep(1_000) }
+        #expect(try logged() == 3)
+    }
+
     @Test("Chunks that are there already are not granted, and positions stay those of the keys")
     func presentChunks() throws {
         let server = try TestServer()

@@ -227,6 +227,30 @@ struct TraceReaderTests {
         #expect(said.contains(message), "\(said)")
     }
 
+    @Test("A last line that is cut off, as a crash leaves it, is left out with a warning")
+    func cutOff() throws {
+        let first = "{\"ms\": 1, \"tokens\": 4, \"chunks\": [\"ab\"]}\n"
+        let last =
+            "{\"ms\": 12.5, \"tokens\": 8, \"chunks\": [\"ab\", \"cd\"], \"hint\": \"pending\", \"expected_ms\": 150}"
+        for length in 1..<last.utf8.count {
+            let trace = try read(header + first + String(last.utf8.prefix(length))!)
+            #expect(trace.requests.count == 1)
+            #expect(trace.warnings.count == 1)
+            #expect(trace.warnings[0].hasPrefix("log, line 3: "))
+            // The same in the middle of a file is an error.
+            let said = failure(header + first + String(last.utf8.prefix(length))! + "\n")
+            #expect(said?.hasPrefix("log, line 3: ") == true)
+        }
+        let whole = try read(header + first + last)
+        #expect(whole.requests.count == 2)
+        #expect(whole.warnings.isEmpty)
+        // What is whole and wrong, or no JSON, is an error in the last line, too.
+        #expect(failure(header + first + "{\"ms\": 2, \"chunks\": [\"ab\"]}") != nil)
+        #expect(failure(header + first + "{\"ms\": 2, tok") != nil)
+        #expect(failure(header + first + "hello") != nil)
+        #expect(failure(String(header.dropLast(3))) != nil)
+    }
+
     @Test("The header is asked for, and its version is checked")
     func headers() throws {
         #expect(try #require(failure("{\"ms\": 1}", format: .kvasir)).contains("first line"))

@@ -1,5 +1,6 @@
 package import Glibc
 package import KVClient
+internal import KVRequestLog
 internal import KVService
 internal import KVStore
 internal import Logging
@@ -15,10 +16,14 @@ package final class TestServer: Sendable {
     private let thread: Mutex<pthread_t?>
     private let store: Mutex<Store>
     private let configuration: Store.Configuration
+    private let requestLog: RequestLog?
 
-    /// - Parameter diskBytes: of a disk tier in the server's own directory; nil for memory alone.
+    /// - Parameters:
+    ///   - diskBytes: of a disk tier in the server's own directory; nil for memory alone.
+    ///   - logsRequests: keeps a log of requests, which is gone with the server.
     package init(
-        memoryBytes: Int = 8 << 20, verifyOneIn: Int = 64, diskBytes: Int? = nil
+        memoryBytes: Int = 8 << 20, verifyOneIn: Int = 64, diskBytes: Int? = nil,
+        logsRequests: Bool = false
     ) throws {
         var template = Array("/tmp/kvasir-test-XXXXXX".utf8CString)
         guard let made = mkdtemp(&template) else { throw TestServerError("no directory in /tmp") }
@@ -32,6 +37,9 @@ package final class TestServer: Sendable {
         configuration = .init(
             memoryBytes: memoryBytes, verifyOneIn: verifyOneIn, disks: disks, logger: logger)
         store = Mutex(try Store(configuration))
+        requestLog =
+            logsRequests
+            ? try RequestLog(.init(directory: directory + "/requests", logger: logger)) : nil
         server = Mutex(nil)
         thread = Mutex(nil)
         try start()
@@ -52,7 +60,8 @@ package final class TestServer: Sendable {
         if !store.waitUntilReady() { throw TestServerError("the arena did not become ready") }
         let made = Server(
             store: store,
-            configuration: .init(socketPath: socket, logger: configuration.logger))
+            configuration: .init(
+                socketPath: socket, logger: configuration.logger, requestLog: requestLog))
         let listening = Latch()
         let started = Running.start {
             do { try made.run(listening: { listening.open() }) } catch {
@@ -83,20 +92,22 @@ package final class TestServer: Sendable {
         store.withLock { $0.stop() }
         unlink(socket)
         unlink(socket + ".lock")
-        removeDisk()
+        requestLog?.stop()
+        for folder in [disk, directory + "/requests"] { Self.remove(folder) }
         rmdir(directory)
     }
 
-    private func removeDisk() {
-        guard let entries = opendir(disk) else { return }
+    /// Removes a folder of files.
+    private static func remove(_ folder: String) {
+        guard let entries = opendir(folder) else { return }
         while let entry = readdir(entries) {
             // In place: an entry is shorter than the type says.
             let start = UnsafeRawPointer(entry) + MemoryLayout<dirent>.offset(of: \.d_name)!
             let name = String(cString: start.assumingMemoryBound(to: CChar.self))
-            unlink("\(disk)/\(name)")
+            unlink("\(folder)/\(name)")
         }
         closedir(entries)
-        rmdir(disk)
+        rmdir(folder)
     }
 
     package func client(timeoutMs: Int = 5_000, session: String? = nil, isReadOnly: Bool = false)

@@ -144,6 +144,19 @@ def disk_server(socket_directory: Path) -> Iterator[RealServer]:
 
 
 @pytest.fixture
+def logging_server(socket_directory: Path) -> Iterator[RealServer]:
+    """The daemon with a log of requests, in the folder `requests` beside its socket."""
+    binary = os.environ.get("KVASIR_BIN", "")
+    if not binary:
+        pytest.skip("KVASIR_BIN names no daemon")
+    flags = [*without_disk(binary), "--request-log", str(socket_directory / "requests")]
+    server = RealServer(socket_directory / "kvasir.sock", binary, socket_directory / "log", flags)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
 def client(kvasir_server: FakeServer | RealServer) -> Iterator[kvasir.Client]:
     """A client of each daemon there is."""
     with kvasir.Client(kvasir_server.path) as client:

@@ -527,6 +527,13 @@ class FakeServer:
             self._use(found)
         return [len(found), bytes(chunk.tier for chunk in found), hold]
 
+    def request(self, peer: _Peer, arguments: list[bytes], _: list[int]) -> Any:
+        """It keeps no log."""
+        if arguments:
+            self._space(arguments[0])
+            digest(arguments[1])
+        return 0
+
     def acquire(self, peer: _Peer, arguments: list[bytes], _: list[int]) -> Any:
         hold = self.holds.get(int(arguments[0]))
         if hold is None or hold.session != peer.session:
@@ -829,6 +836,7 @@ _HANDLERS: dict[str, _Handler] = {
     "KV.SPACES": FakeServer.list_spaces,
     "KV.ARENA": FakeServer.arena,
     "KV.MATCH": FakeServer.match,
+    "KV.REQUEST": FakeServer.request,
     "KV.ACQUIRE": FakeServer.acquire,
     "KV.WAIT": FakeServer.wait,
     "KV.RESERVE": FakeServer.reserve,

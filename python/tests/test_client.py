@@ -374,6 +374,16 @@ def test_what_was_synced_outlives_the_daemon(disk_server: Any) -> None:
                     assert bytes(lease.view(position)) == expected
 
 
+def test_a_daemon_without_a_request_log_says_so(client: kvasir.Client) -> None:
+    space = make_space()
+    root, keys = make_keys(space, 3)
+    assert not client.log_requests()
+    assert not client.log_request(space, root, keys, 50, hint=kvasir.Hint("pending", 1.5))
+    assert not client.log_request(space, root, b"", 1)
+    with pytest.raises(ValueError, match="32"):
+        client.log_request(space, root, keys[:-1], 50)
+
+
 def test_expired_chunks_are_gone(client: kvasir.Client) -> None:
     space = make_space()
     root, keys = make_keys(space, 1)

@@ -14,6 +14,14 @@ struct KvasirTraceReader {
         self.options = options
     }
 
+    /// The last line of a file is cut off: its request is left out, with a warning. - Returns: false
+    /// where nothing was read before it.
+    mutating func leaveOutTornLine(_ file: String, _ line: Int) -> Bool {
+        guard builder != nil, chunkTokens != nil else { return false }
+        builder!.warnings.append("\(file), line \(line): the last line is cut off and left out")
+        return true
+    }
+
     /// The next file has a header of its own.
     mutating func fileEnded() { chunkTokens = nil }
 

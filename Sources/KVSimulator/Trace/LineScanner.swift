@@ -12,6 +12,17 @@ struct LineScanner {
         self.bytes = bytes
     }
 
+    /// Whether a line is no whole value, and right as far as it goes.
+    static func isCutOff(_ line: UnsafeBufferPointer<UInt8>) -> Bool {
+        var scanner = LineScanner(line)
+        do throws(LineProblem) {
+            try scanner.skipValue()
+            return false
+        } catch {
+            return scanner.position >= line.count
+        }
+    }
+
     /// The next byte that is no white space, 0 at the end.
     mutating func peek() -> UInt8 {
         while position < bytes.count {

@@ -57,7 +57,14 @@ package struct TraceReader {
                 do throws(LineProblem) {
                     try read(&scanner, line: line)
                 } catch {
-                    throw TraceError(file: file, line: line, error.message)
+                    // Whoever wrote the log may have ended in the middle of its last line.
+                    let isLast = end == bytes.count
+                    let text = UnsafeBufferPointer(rebasing: bytes[start..<end])
+                    if !isLast || !LineScanner.isCutOff(text)
+                        || kvasir?.leaveOutTornLine(file, line) != true
+                    {
+                        throw TraceError(file: file, line: line, error.message)
+                    }
                 }
             }
             if line % 4096 == 0 { progress(Double(end) / Double(bytes.count)) }

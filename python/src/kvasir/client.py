@@ -329,6 +329,38 @@ class Client:
             raise _unexpected("KV.WAIT")
         return _extents(reply)
 
+    # The request log
+
+    def log_requests(self, *, timeout: float | None = None) -> bool:
+        """Says that this session tells of its requests itself, by :meth:`log_request`.
+
+        Else each of its matches counts as a request in the daemon's request log. Whether the
+        daemon keeps one.
+        """
+        return _integer("KV.REQUEST", self._ask("KV.REQUEST", timeout=timeout)) != 0
+
+    def log_request(
+        self,
+        space: Space,
+        root: bytes,
+        keys: bytes,
+        tokens: int,
+        *,
+        hint: Hint = NO_HINT,
+        timeout: float | None = None,
+    ) -> bool:
+        """Tells of a request, for the daemon's request log; whether the daemon keeps one.
+
+        ``keys``: those of all full chunks of the prompt, from the first one on (none, if it is
+        shorter than a chunk). ``tokens``: its whole length.
+        """
+        if keys:
+            _check_keys(keys)
+        said = Hint(hint.expectation, hint.seconds).arguments
+        arguments: list[Argument] = [root, keys, "TOKENS", tokens, *said]
+        reply, _ = self._ask_space("KV.REQUEST", space, arguments, timeout)
+        return _integer("KV.REQUEST", reply) != 0
+
     # Saving
 
     def reserve(

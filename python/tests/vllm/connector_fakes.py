@@ -97,6 +97,11 @@ class FakeStore:
         self.expire_reads = False
         self.hints: list[tuple[str, Hint]] = []
         """What matches and reserves said of the time after them."""
+        self.logs_requests = False
+        """Whether it keeps a log of requests."""
+        self.requests: list[tuple[bytes, int, Hint]] = []
+        """What that log has: keys, tokens, hint."""
+        self.request_log_error: BaseException | None = None
         self.lose_at: int | None = None
         """Chunks of an acquire from this one on are gone."""
         self.pending_waits = 0
@@ -482,6 +487,23 @@ class FakeClient:
         assert self.store.answers.wait(20), "the test never lets the store answer"
         self.check(held.incarnation if held is not None else None)
         return FakeMatch(count, tiers, held)
+
+    def log_requests(self, *, timeout=None):
+        assert timeout is not None
+        self.check(None)
+        self.store.call("log_requests")
+        if self.store.request_log_error is not None:
+            raise self.store.request_log_error
+        return self.store.logs_requests
+
+    def log_request(self, space, root, keys, tokens, *, hint=NO_HINT, timeout=None):
+        assert timeout is not None
+        self.check(None)
+        self.store.call("log_request")
+        if self.store.request_log_error is not None:
+            raise self.store.request_log_error
+        self.store.requests.append((bytes(keys), tokens, hint))
+        return self.store.logs_requests
 
     def acquire(self, hold, shard, *, first=0, count=None, incarnation=None, timeout=None):
         self.check(incarnation)

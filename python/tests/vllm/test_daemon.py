@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from connector_double import Engine, Request, Shape
 import kvasir
 from kvasir.vllm.config import ConnectorOptions
 from kvasir.vllm.device import CpuDevice
+from support import wait_until
 
 PROMPT = random.Random(3).choices(range(900), k=400)
 
@@ -153,3 +156,22 @@ def test_the_device_reads_and_writes_the_arena_in_place(engines: Any) -> None:
     assert isinstance(worker.device, CpuDevice)
     arena = worker.side._link.current().arena
     assert worker.device._bytes_of(arena).ctypes.data == arena.address
+
+
+def test_a_request_log_has_each_request_once_and_whole(
+    logging_server: Any, socket_directory: Path
+) -> None:
+    """Two engines, of which one has prompts in its own cache, too."""
+    for engines in engines_of(logging_server):
+        first, second = engines(Shape(tensor_ranks=2)), engines(Shape(tensor_ranks=2))
+        for name, length in (("a", 80), ("b", 80), ("c", 117), ("d", 5)):
+            first.generate(name, PROMPT[:length])
+        assert second.generate("e", PROMPT[:80]) == 80
+        with kvasir.Client(logging_server.path) as client:
+            wait_until(lambda: client.stats()["request_log_written"] == 5, "they are written")
+    (file,) = (socket_directory / "requests").iterdir()
+    requests = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    assert [request["tokens"] for request in requests] == [80, 80, 117, 5, 80]
+    chunks = [request["chunks"] for request in requests]
+    assert [len(names) for names in chunks] == [10, 10, 14, 0, 10]
+    assert chunks[0] == chunks[1] == chunks[2][:10] == chunks[4]

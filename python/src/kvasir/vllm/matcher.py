@@ -131,6 +131,8 @@ class Matcher:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._busy_since: float | None = None
+        self._logs_requests: tuple[Connection, bool] | None = None
+        """Whether the daemon at the other end of a connection keeps a log of requests."""
         # Touched by the thread only.
         self._unreleased: list[tuple[bytes, int]] = []
 
@@ -159,6 +161,15 @@ class Matcher:
         """Gives back a hold or a lease of the daemon that has this arena; nobody waits for it."""
         if number:
             self._do(lambda: self._release(arena_id, number))
+
+    def wants_requests(self, connection: Connection) -> bool:
+        """Whether to tell of requests: the daemon logs them, or has not said so far."""
+        answer = self._logs_requests
+        return answer is None or answer[0] is not connection or answer[1]
+
+    def tell_request(self, space: Space, root: bytes, keys: bytes, tokens: int, hint: Hint) -> None:
+        """Tells of a request, for the daemon's request log; nobody waits for it."""
+        self._do(lambda: self._tell_request(space, root, keys, tokens, hint))
 
     def close(self) -> None:
         """Ends the thread and the connection; what was not asked yet is not asked."""
@@ -200,6 +211,7 @@ class Matcher:
             if connection is None:
                 raise KvasirError(self._link.last_error)
             ticket.connection = connection
+            self._ask_for_log(connection)
             answer = connection.client.match(
                 ticket.space,
                 ticket.root,
@@ -230,6 +242,41 @@ class Matcher:
         if unwanted and answer is not None and answer.hold is not None:
             assert ticket.connection is not None
             self._release(ticket.connection.arena_id, answer.hold.id)
+
+    def _ask_for_log(self, connection: Connection) -> bool:
+        """Whether the daemon logs requests.
+
+        Asking says that this session tells of them itself: a match has only what the engine's own
+        cache had not, and may be said again.
+        """
+        answer = self._logs_requests
+        if answer is None or answer[0] is not connection:
+            try:
+                logs = connection.client.log_requests(timeout=self._answer_s)
+            except ServerError:
+                logs = False  # An older daemon.
+            answer = self._logs_requests = (connection, logs)
+        return answer[1]
+
+    def _tell_request(
+        self, space: Space, root: bytes, keys: bytes, tokens: int, hint: Hint
+    ) -> None:
+        connection = self._link.current()
+        if connection is None:
+            return
+        self._busy_since = time.monotonic()
+        try:
+            if self._ask_for_log(connection):
+                logs = connection.client.log_request(
+                    space, root, keys, tokens, hint=hint, timeout=self._answer_s
+                )
+                self._logs_requests = (connection, logs)
+        except ServerError as error:
+            log.debug("Kvasir did not log a request: %s", error)
+        except (KvasirError, OSError) as error:
+            self._link.failed(error)
+        finally:
+            self._busy_since = None
 
     def _take(self, ticket: Ticket, answer: Match, connection: Connection) -> None:
         """Decides how much of the match is taken, and starts moving it to memory."""

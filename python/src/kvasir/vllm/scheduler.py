@@ -102,6 +102,8 @@ class RequestState:
     hint: Hint = NO_HINT
     """What the request says of the time after it."""
     keys: RequestKeys | None = None
+    told: bool = False
+    """The daemon's request log, if there is one, has it."""
     first_seen: float = 0.0
     asked_tokens: int = 0
     """What vLLM said it has of its own, when it asked last."""
@@ -273,6 +275,7 @@ class SchedulerSide:
                 return None, False
             return 0, False
         match = self._matched(state, keys, connection, computed_tokens)
+        self._tell_request(state, keys, connection)
         if match is None:
             return (0 if state.ticket is None else None), False
         external = match.end(space.chunk_tokens) - computed_tokens
@@ -587,6 +590,17 @@ class SchedulerSide:
             self._forget_ticket(state)
             self._give_up(state, ticket)
         return None
+
+    def _tell_request(self, state: RequestState, keys: RequestKeys, connection: Connection) -> None:
+        """The daemon's request log gets each request once, and its whole prompt: also what the
+        engine's own cache has of it, and however often it is matched."""
+        if state.told:
+            return
+        state.told = True
+        if self._matcher.wants_requests(connection):
+            tokens = len(state.request.all_token_ids)
+            whole = keys.slice(0, keys.extend())
+            self._matcher.tell_request(keys.space, keys.root, whole, tokens, state.hint)
 
     def _match_time_left(self) -> float:
         """How much longer matches may keep the step that is being planned, in seconds."""
