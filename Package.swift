@@ -92,7 +92,7 @@ let package = Package(
         .target(
             name: "KvasirEngine",
             dependencies: [
-                "ReferenceLM", "KVClient", "KVStore", "KVIdentity", "KVThreads",
+                "ReferenceLM", "KVClient", "KVStore", "KVIdentity", "KVPolicy", "KVThreads",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: settings),
@@ -185,6 +185,7 @@ let package = Package(
             name: "KvasirEngineTests",
             dependencies: [
                 "TestSupport", "KvasirEngine", "ReferenceLM", "KVClient", "KVStore", "KVIdentity",
+                "KVPolicy",
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: settings),

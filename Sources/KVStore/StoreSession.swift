@@ -1,5 +1,6 @@
 internal import KVArena
 public import KVIdentity
+public import KVPolicy
 internal import KVThreads
 internal import Synchronization
 
@@ -65,18 +66,18 @@ public final class StoreSession: Sendable {
     ///
     /// - Parameters:
     ///   - seconds: after this the chunks may go; ``ReadLease/release()`` tells.
+    ///   - hint: what is known of the time after this request, for eviction.
     /// - Returns: nil when not even the first key is there.
     public func read(
-        _ space: Space, root: Root, keys: [Digest], shard: Int = 0, seconds: Double = 60
-    )
-        throws(StoreError) -> ReadLease?
-    {
+        _ space: Space, root: Root, keys: [Digest], shard: Int = 0, seconds: Double = 60,
+        hint: ReuseHint = .none
+    ) throws(StoreError) -> ReadLease? {
         let ms = Self.milliseconds(seconds)
         let found = try store.withCore {
             core, now throws(StoreError) -> (lease: UInt64, extents: [Extent])? in
             let match = try core.match(
-                space: space.handle, root: root.digest, keys: keys, holdMs: ms, session: id,
-                now: now)
+                space: space.handle, root: root.digest, keys: keys, holdMs: ms, hint: hint,
+                session: id, now: now)
             if match.hold == 0 { return nil }
             do throws(StoreError) {
                 return try core.acquire(hold: match.hold, shard: shard, session: id, now: now)
@@ -103,18 +104,19 @@ public final class StoreSession: Sendable {
 
     /// Claims memory for the chunks that are not there yet, evicting others if need be.
     ///
-    /// `keys` start at chunk 0, or follow `parent`.
+    /// `keys` start at chunk 0, or follow `parent`. Without a `hint` that of the last read of the same
+    /// prompt counts.
     /// - Throws: `StoreError` for keys that can't be; what finds no room is said in
     ///   ``WriteLease/refusal``.
     public func reserve(
-        _ space: Space, root: Root, keys: [Digest], parent: Digest? = nil, seconds: Double = 60
+        _ space: Space, root: Root, keys: [Digest], parent: Digest? = nil, seconds: Double = 60,
+        hint: ReuseHint = .none
     ) throws(StoreError) -> WriteLease {
         let ms = Self.milliseconds(seconds)
         let reservation = try store.withCore { core, now throws(StoreError) in
             try core.reserve(
                 space: space.handle, root: root.digest, keys: keys, parent: parent,
-                timeToLiveMs: ms, session: id,
-                now: now)
+                timeToLiveMs: ms, hint: hint, session: id, now: now)
         }
         return WriteLease(
             session: self, reservation: reservation, shardCount: space.space.shardCount)

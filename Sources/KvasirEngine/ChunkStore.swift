@@ -1,4 +1,5 @@
 public import KVIdentity
+public import KVPolicy
 
 /// Where an engine keeps its chunks: a daemon on this host, or a store in this process.
 public protocol ChunkStore: Sendable {
@@ -7,12 +8,13 @@ public protocol ChunkStore: Sendable {
     /// - Parameters:
     ///   - keys: of the whole prompt, from chunk 0 on.
     ///   - first: the first chunk that is wanted.
+    ///   - hint: what the request says of the time after it, for eviction.
     ///   - room: called once with how many leading chunks are there, before any is shown.
     ///   - copy: gets a position in `keys` and the chunk's bytes, which it must not keep.
     /// - Returns: how many leading chunks of `keys` are there and were shown; **what was copied counts only if it is returned**. At
     ///   most `first` where nothing was.
     func load(
-        _ space: CacheSpace, root: Root, keys: [Digest], from first: Int,
+        _ space: CacheSpace, root: Root, keys: [Digest], from first: Int, hint: ReuseHint,
         room: (Int) throws -> Void, copy: (Int, UnsafeRawBufferPointer) -> Void
     ) throws -> Int
 
@@ -20,9 +22,10 @@ public protocol ChunkStore: Sendable {
     ///
     /// - Parameters:
     ///   - keys: of consecutive chunks, from chunk 0 or, if there is one, from the one after `parent`.
+    ///   - hint: what the request says of the time after it.
     ///   - fill: gets a position in `keys` and the memory to be filled.
     func save(
-        _ space: CacheSpace, root: Root, keys: [Digest], parent: Digest?,
+        _ space: CacheSpace, root: Root, keys: [Digest], parent: Digest?, hint: ReuseHint,
         fill: (Int, UnsafeMutableRawBufferPointer) -> Void
     ) throws -> SaveResult
 

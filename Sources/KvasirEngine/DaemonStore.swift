@@ -1,5 +1,6 @@
 public import KVClient
 public import KVIdentity
+public import KVPolicy
 
 /// Chunks in a Kvasir daemon on this host: `kvasir serve`.
 ///
@@ -18,10 +19,10 @@ public struct DaemonStore: ChunkStore {
     }
 
     public func load(
-        _ space: CacheSpace, root: Root, keys: [Digest], from first: Int,
+        _ space: CacheSpace, root: Root, keys: [Digest], from first: Int, hint: ReuseHint,
         room: (Int) throws -> Void, copy: (Int, UnsafeRawBufferPointer) -> Void
     ) throws -> Int {
-        let match = try client.match(space, root: root, keys: keys, holdMs: leaseMs)
+        let match = try client.match(space, root: root, keys: keys, holdMs: leaseMs, hint: hint)
         guard let hold = match.hold else { return 0 }
         guard match.count > first else {
             try client.release(hold)
@@ -59,11 +60,11 @@ public struct DaemonStore: ChunkStore {
     }
 
     public func save(
-        _ space: CacheSpace, root: Root, keys: [Digest], parent: Digest?,
+        _ space: CacheSpace, root: Root, keys: [Digest], parent: Digest?, hint: ReuseHint,
         fill: (Int, UnsafeMutableRawBufferPointer) -> Void
     ) throws -> SaveResult {
         let lease = try client.reserve(
-            space, root: root, keys: keys, parent: parent, timeToLiveMs: leaseMs)
+            space, root: root, keys: keys, parent: parent, timeToLiveMs: leaseMs, hint: hint)
         let covered = lease.states.prefix { $0 != .refused }.count
         if lease.granted.isEmpty {
             return SaveResult(sealed: 0, covered: covered, refusal: lease.reason)

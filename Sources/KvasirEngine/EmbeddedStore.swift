@@ -1,4 +1,5 @@
 public import KVIdentity
+public import KVPolicy
 public import KVStore
 
 /// Chunks in a store of this process, without a daemon.
@@ -11,11 +12,11 @@ public struct EmbeddedStore: ChunkStore {
     }
 
     public func load(
-        _ space: CacheSpace, root: Root, keys: [Digest], from first: Int,
+        _ space: CacheSpace, root: Root, keys: [Digest], from first: Int, hint: ReuseHint,
         room: (Int) throws -> Void, copy: (Int, UnsafeRawBufferPointer) -> Void
     ) throws -> Int {
         let opened = try session.open(space)
-        guard let lease = try session.read(opened, root: root, keys: keys) else { return 0 }
+        guard let lease = try session.read(opened, root: root, keys: keys, hint: hint) else { return 0 }
         guard lease.count > first else {
             try lease.release()
             return lease.count
@@ -28,11 +29,12 @@ public struct EmbeddedStore: ChunkStore {
     }
 
     public func save(
-        _ space: CacheSpace, root: Root, keys: [Digest], parent: Digest?,
+        _ space: CacheSpace, root: Root, keys: [Digest], parent: Digest?, hint: ReuseHint,
         fill: (Int, UnsafeMutableRawBufferPointer) -> Void
     ) throws -> SaveResult {
         let opened = try session.open(space)
-        let lease = try session.reserve(opened, root: root, keys: keys, parent: parent)
+        let lease = try session.reserve(
+            opened, root: root, keys: keys, parent: parent, hint: hint)
         for position in lease.positions {
             lease.withBytes(of: position) { fill(position, $0) }
         }

@@ -1,5 +1,6 @@
 internal import Glibc
 public import KVIdentity
+public import KVPolicy
 public import ReferenceLM
 
 /// Answers prompts with a model, and reuses what is stored of them.
@@ -20,7 +21,7 @@ public final class Engine {
         pool = try PagePool(for: model, tokens: min(tokens ?? context, context))
     }
 
-    /// A sequence that can be given to ``answer(_:with:maximum:sampler:onToken:)`` again and again, for a prompt that grows.
+    /// A sequence that can be given to ``answer(_:with:maximum:sampler:hint:onToken:)`` again and again, for a prompt that grows.
     public func sequence() -> TokenSequence { TokenSequence(model, pool: pool) }
 
     /// Computes what follows a prompt.
@@ -30,22 +31,24 @@ public final class Engine {
     ///   - sequence: what is there of them already, and of which the common prefix is used; nil for nothing. Holds
     ///     prompt and answer afterwards, but for the last token.
     ///   - maximum: new tokens at most.
+    ///   - hint: what is known of the time after this request, for the store's eviction.
     ///   - onToken: told each token as it comes; false stops.
     /// - Throws: `input` when prompt and answer are longer than the model's context or the engine's room. Trouble with the store is
     ///   no error.
     public func answer(
         _ prompt: [UInt32], with sequence: TokenSequence? = nil, maximum: Int,
-        sampler: Sampler = Sampler(), onToken: (UInt32) -> Bool = { _ in true }
+        sampler: Sampler = Sampler(), hint: ReuseHint = .none,
+        onToken: (UInt32) -> Bool = { _ in true }
     ) throws(ModelError) -> Answer {
         let started = Self.seconds()
         let sequence = sequence ?? self.sequence()
         try check(prompt, maximum)
         var answer = Answer(promptTokens: prompt.count)
         keepCommonPrefix(of: prompt, in: sequence)
-        answer.reusedTokens = cache?.load(prompt, into: sequence) ?? 0
+        answer.reusedTokens = cache?.load(prompt, into: sequence, hint: hint) ?? 0
         answer.keptTokens = sequence.tokens.count - answer.reusedTokens
         var saved = PrefixCache.Saved()
-        var logits = try prefill(prompt, sequence, &saved)
+        var logits = try prefill(prompt, sequence, &saved, hint)
         var sampler = sampler
         var digest = LogitsDigest()
         let ends = Set(model.configuration.endTokenIDs.map(UInt32.init))
@@ -55,7 +58,7 @@ public final class Engine {
             if answer.tokens.isEmpty { answer.ttftSeconds = Self.seconds() - started }
             answer.tokens.append(token)
             let goesOn = onToken(token) && !ends.contains(token) && answer.tokens.count < maximum
-            cache?.save(sequence, &saved)
+            cache?.save(sequence, &saved, hint: hint)
             if !goesOn { break }
             logits = try sequence.append(CollectionOfOne(token))
         }
@@ -103,14 +106,15 @@ public final class Engine {
 
     /// Computes what is missing of the prompt; saves all but the last batch, which would delay the first token.
     private func prefill(
-        _ prompt: [UInt32], _ sequence: TokenSequence, _ saved: inout PrefixCache.Saved
+        _ prompt: [UInt32], _ sequence: TokenSequence, _ saved: inout PrefixCache.Saved,
+        _ hint: ReuseHint
     ) throws(ModelError) -> [Float] {
         while true {
             let next = sequence.tokens.count
             let end = min(prompt.count, next + TokenSequence.batchTokens)
             let logits = try sequence.append(prompt[next..<end])
             if end == prompt.count { return logits }
-            cache?.save(sequence, &saved)
+            cache?.save(sequence, &saved, hint: hint)
         }
     }
 

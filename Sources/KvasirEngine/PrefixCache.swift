@@ -1,6 +1,7 @@
 internal import Glibc
 internal import KVClient
 public import KVIdentity
+public import KVPolicy
 internal import KVThreads
 public import ReferenceLM
 
@@ -84,9 +85,13 @@ public final class PrefixCache: Sendable {
     ///
     /// At least one token is left to be computed, because logits are not stored.
     ///
-    /// - Parameter sequence: empty, or holding a prefix of `prompt`.
+    /// - Parameters:
+    ///   - sequence: empty, or holding a prefix of `prompt`.
+    ///   - hint: what is known of the time after this request, for the store's eviction.
     /// - Returns: how many tokens came from the store.
-    public func load(_ prompt: [UInt32], into sequence: TokenSequence) -> Int {
+    public func load(
+        _ prompt: [UInt32], into sequence: TokenSequence, hint: ReuseHint = .none
+    ) -> Int {
         checkLayout(sequence)
         let chunkTokens = space.chunkTokens
         let wanted = (prompt.count - 1) / chunkTokens
@@ -96,7 +101,7 @@ public final class PrefixCache: Sendable {
             root: root, tokens: Array(prompt[..<(wanted * chunkTokens)]), chunkTokens: chunkTokens)
         let found = attempt(.load) { () throws -> Int in
             try store.load(
-                space, root: root, keys: keys, from: first,
+                space, root: root, keys: keys, from: first, hint: hint,
                 room: { count in
                     // What is copied may turn out to be no good, so tokens of a chunk that is copied over go first.
                     sequence.truncate(to: first * chunkTokens)
@@ -149,8 +154,12 @@ public final class PrefixCache: Sendable {
 
     /// Saves the chunks of `sequence` that are complete and not saved yet.
     ///
-    /// - Parameter saved: of this sequence; begin with an empty one, and again where tokens were taken away.
-    public func save(_ sequence: TokenSequence, _ saved: inout Saved) {
+    /// - Parameters:
+    ///   - saved: of this sequence; begin with an empty one, and again where tokens were taken away.
+    ///   - hint: what is known of the time after this request, for the store's eviction.
+    public func save(
+        _ sequence: TokenSequence, _ saved: inout Saved, hint: ReuseHint = .none
+    ) {
         checkLayout(sequence)
         let chunkTokens = space.chunkTokens
         let complete = sequence.tokens.count / chunkTokens
@@ -165,11 +174,11 @@ public final class PrefixCache: Sendable {
         let result = attempt(.save) { () throws -> SaveResult in
             saved.attempted = complete
             do {
-                return try write(sequence, keys, from: saved.chunks)
+                return try write(sequence, keys, from: saved.chunks, hint)
             } catch let failure where saved.chunks > 0 && store.isGap(failure) {
                 // The chunks in front were evicted, or the daemon is a new one: all are here.
                 saved.chunks = 0
-                return try write(sequence, keys, from: 0)
+                return try write(sequence, keys, from: 0, hint)
             }
         }
         guard let result else { return }
@@ -184,11 +193,11 @@ public final class PrefixCache: Sendable {
     }
 
     private func write(
-        _ sequence: TokenSequence, _ keys: [Digest], from first: Int
+        _ sequence: TokenSequence, _ keys: [Digest], from first: Int, _ hint: ReuseHint
     ) throws -> SaveResult {
         try store.save(
             space, root: root, keys: Array(keys[first...]),
-            parent: first == 0 ? nil : keys[first - 1]
+            parent: first == 0 ? nil : keys[first - 1], hint: hint
         ) { position, bytes in
             copyOut(sequence, first + position, bytes)
         }

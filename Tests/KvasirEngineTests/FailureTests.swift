@@ -1,5 +1,6 @@
 import KVClient
 import KVIdentity
+import KVPolicy
 import KVStore
 import KvasirEngine
 import ReferenceLM
@@ -43,6 +44,21 @@ struct FailureTests {
         let again = try engine.bits(prompt)
         #expect(again.bits == wanted)
         #expect(again.answer.reusedTokens == 256)
+    }
+
+    @Test("What a request says of the time after it reaches the store, with loads and saves")
+    func hints() throws {
+        var random = SeededRandom(seed: 7)
+        let model = try Small.model()
+        let store = TroubledStore(EmbeddedStore(try Small.store()), .none)
+        let engine = try Engine(
+            model, cache: PrefixCache(store, space: try Small.space(of: model)))
+        let given: [ReuseHint] = [.none, .closed, .pending(seconds: 3)]
+        for hint in given {
+            _ = try engine.answer(Small.prompt(300, &random), maximum: 1, hint: hint)
+        }
+        #expect(store.hints.withLock { $0.loads } == given)
+        #expect(store.hints.withLock { $0.saves } == given)
     }
 
     @Test("A store that gives only a part of the match: the rest is computed")

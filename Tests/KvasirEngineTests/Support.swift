@@ -1,6 +1,7 @@
 import Foundation
 import KVClient
 import KVIdentity
+import KVPolicy
 import KVStore
 import KvasirEngine
 import Logging
@@ -105,6 +106,8 @@ final class TroubledStore: ChunkStore {
     let behind: any ChunkStore
     let trouble: Mutex<Trouble>
     let calls = Mutex((loads: 0, saves: 0))
+    /// The hints of all loads and saves.
+    let hints = Mutex<(loads: [ReuseHint], saves: [ReuseHint])>(([], []))
 
     init(_ behind: any ChunkStore, _ trouble: Trouble) {
         self.behind = behind
@@ -112,16 +115,17 @@ final class TroubledStore: ChunkStore {
     }
 
     func load(
-        _ space: CacheSpace, root: Root, keys: [Digest], from first: Int,
+        _ space: CacheSpace, root: Root, keys: [Digest], from first: Int, hint: ReuseHint,
         room: (Int) throws -> Void, copy: (Int, UnsafeRawBufferPointer) -> Void
     ) throws -> Int {
         calls.withLock { $0.loads += 1 }
+        hints.withLock { $0.loads.append(hint) }
         let trouble = trouble.withLock { $0 }
         if case .refusesLoads = trouble { throw Failure() }
         if case .gives(let count) = trouble {
             return try behind.load(
-                space, root: root, keys: Array(keys.prefix(count)), from: first, room: room,
-                copy: copy)
+                space, root: root, keys: Array(keys.prefix(count)), from: first, hint: hint,
+                room: room, copy: copy)
         }
         let isBad =
             switch trouble {
@@ -129,7 +133,7 @@ final class TroubledStore: ChunkStore {
             default: false
             }
         let count = try behind.load(
-            space, root: root, keys: keys, from: first, room: room,
+            space, root: root, keys: keys, from: first, hint: hint, room: room,
             copy: { position, bytes in
                 guard isBad else { return copy(position, bytes) }
                 let other = [UInt8](repeating: 0xFF, count: bytes.count)
@@ -141,12 +145,14 @@ final class TroubledStore: ChunkStore {
     }
 
     func save(
-        _ space: CacheSpace, root: Root, keys: [Digest], parent: Digest?,
+        _ space: CacheSpace, root: Root, keys: [Digest], parent: Digest?, hint: ReuseHint,
         fill: (Int, UnsafeMutableRawBufferPointer) -> Void
     ) throws -> SaveResult {
         calls.withLock { $0.saves += 1 }
+        hints.withLock { $0.saves.append(hint) }
         if case .refusesSaves = trouble.withLock({ $0 }) { throw Failure() }
-        return try behind.save(space, root: root, keys: keys, parent: parent, fill: fill)
+        return try behind.save(
+            space, root: root, keys: keys, parent: parent, hint: hint, fill: fill)
     }
 
     func isGap(_ error: any Error) -> Bool { behind.isGap(error) }

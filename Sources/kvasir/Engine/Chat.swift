@@ -1,5 +1,6 @@
 import ArgumentParser
 import Foundation
+import KVPolicy
 import KvasirEngine
 import ReferenceLM
 
@@ -100,7 +101,8 @@ struct Conversation {
         var printer = TokenPrinter(loaded.tokenizer)
         let stop = template.stop
         let answer = try engine.answer(
-            prompt, with: sequence, maximum: sampling.maxTokens, sampler: sampling.sampler
+            prompt, with: sequence, maximum: sampling.maxTokens, sampler: sampling.sampler,
+            hint: .pending
         ) { token in
             printer.show(token)
             return stop.isEmpty || !printer.text.contains(stop)

@@ -1,6 +1,7 @@
 import ArgumentParser
 import Foundation
 import KVIdentity
+import KVPolicy
 import KvasirEngine
 import ReferenceLM
 
@@ -26,6 +27,21 @@ struct Generate: ParsableCommand {
     )
     var file: String?
 
+    @Option(
+        help: ArgumentHelp(
+            "What comes after this request, for eviction: 'closed' (nobody goes on from here), 'pending' (somebody does), or 'pending:SECONDS' (when).",
+            valueName: "hint"),
+        transform: Self.hint)
+    var hint = ReuseHint.none
+
+    private static func hint(_ text: String) throws -> ReuseHint {
+        guard let hint = ReuseHint(text) else {
+            throw ValidationError(
+                "--hint takes none, closed, pending or pending:SECONDS (up to a year), not '\(text)'")
+        }
+        return hint
+    }
+
     @Flag(help: "Print one line of JSON instead of text and figures.")
     var json = false
 
@@ -48,7 +64,7 @@ struct Generate: ParsableCommand {
             let engine = try Engine(
                 loaded.model, cache: cache, tokens: tokens.count + sampling.maxTokens)
             return try engine.answer(
-                tokens, maximum: sampling.maxTokens, sampler: sampling.sampler
+                tokens, maximum: sampling.maxTokens, sampler: sampling.sampler, hint: hint
             ) { token in
                 printer.show(token)
                 return true
