@@ -83,6 +83,25 @@ struct LimitTests {
             ])
     }
 
+    @Test("A time that is expected is at most a year ahead, as far as hints reach")
+    func expectedLate() throws {
+        func log(_ ms: String) -> String {
+            """
+            {"kvasir_trace": 1, "chunk_tokens": 4}
+            {"ms": 1, "tokens": 4, "chunks": [1], "hint": "pending", "expected_ms": \(ms)}
+            """
+        }
+        let year = ReuseHint.mostSeconds
+        let trace = try read(log("31536000000"))
+        #expect(trace.requests[0].hint == .pending(seconds: year))
+        #expect(ReuseHint(trace.requests[0].hint) == ReuseHint("pending:31536000"))
+        #expect(ReuseHint("pending:31536000.001") == nil)
+        for late in ["31536000001", "1e15", "31536000001.0"] {
+            let said = try #require(failure(log(late)))
+            #expect(said.hasPrefix("log, line 2: 'expected_ms' is more than a year"), "\(said)")
+        }
+    }
+
     // MARK: Made-up traffic
 
     @Test(

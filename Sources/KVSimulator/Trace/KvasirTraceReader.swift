@@ -1,3 +1,5 @@
+internal import KVPolicy
+
 /// Reads Kvasir's own log of requests: a header, then a line a request with the keys of its chunks,
 /// or its token ids. docs/formats.md has the fields.
 struct KvasirTraceReader {
@@ -108,7 +110,13 @@ struct KvasirTraceReader {
             case "root": root = Self.name(of: try scanner.string(name))
             case "hint": hint = try Self.hint(&scanner, name)
             case "expected_ms":
-                seconds = Double(try scanner.time(name, nanosecondsPerUnit: 1)) / 1e3
+                let ms = Double(try scanner.time(name, nanosecondsPerUnit: 1))
+                if ms > ReuseHint.mostSeconds * 1e3 {
+                    throw LineProblem(
+                        "\(name) is more than a year (\(Int(ReuseHint.mostSeconds)) s), which is as "
+                            + "far ahead as hints reach")
+                }
+                seconds = ms / 1e3
             default: try scanner.skipValue()
             }
         }
