@@ -231,12 +231,12 @@ struct LimitTests {
     @Test("Sizes and times beyond the integers are told by simulate, too")
     func largestSimulation() throws {
         let trace = try read("{\"timestamp\": 5, \"input_length\": 1030, \"hash_ids\": [7, 8, 9]}")
-        let simulation = Simulation(trace)
+        var simulation = Simulation(trace)
+        simulation.timing = Timing(ServiceModel(secondsPerToken: 1e30))
         let contender = try #require(Simulation.Contender(named: "lru"))
         let points = try simulation.run(contender, capacities: [Int(Int32.max)])
         let report = SimulationReport(
-            simulation: simulation, files: ["log"], points: points,
-            service: ServiceModel(secondsPerToken: 1e30), tokenBytes: 1e12)
+            simulation: simulation, files: ["log"], points: points, tokenBytes: 1e12)
         #expect(try report.json().contains("\"capacity_bytes\" : \(Int.max)"))
         #expect(report.text.contains("9,223,372,036,854,775,807"))
         #expect(report.csv.contains("\(Int.max)"))
@@ -291,7 +291,7 @@ struct LimitTests {
             #expect(said.contains(word) && said.contains("smaller size"), "\(said)")
         }
         simulation.cluster.servers = 1000
-        simulation.cluster.isShared = true
+        simulation.cluster.sharing = .all
         for (capacity, disk) in [(Int(Int32.max), Int(Int32.max)), (most / 999, 256)] {
             let said = problem(of: "shared \(capacity), \(disk)") {
                 _ = try simulation.run(lru, capacities: [capacity], disks: [disk])

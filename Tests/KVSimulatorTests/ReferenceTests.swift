@@ -1,5 +1,7 @@
 import Foundation
+import KVPolicy
 import KVSimulator
+import KVStore
 import Testing
 
 /// Figures of an independent program, to the last digit that it prints. They need Mooncake's traces, which are not
@@ -77,6 +79,26 @@ struct ReferenceTests {
                     && abs(point.result.tokenShare * 100 - numbers[1]) < 0.06,
                 "\(policy) at \(point.capacity): \(point.result.chunkShare), \(point.result.tokenShare), \(cell)"
             )
+        }
+    }
+
+    @Test("A shared disk of one server finds what the core finds: within 0.3 % of all chunks")
+    func sharedDisk() throws {
+        for name in ["conversation", "synthetic"] {
+            let trace = try trace(name)
+            let core = try CoreReplay(trace, memoryChunks: 3008, diskChunks: 20_000).run(
+                policy: PolicyName.lru.make(), admission: .all)
+            var replay = SharedDiskReplay(
+                trace, routes: trace.requests.map { _ in 0 }, servers: 1, memoryChunks: 3008,
+                diskChunks: 20_000, makePolicy: { PolicyName.lru.make() })
+            let result = replay.run()
+            let chunks = Double(trace.chunkCount)
+            #expect(
+                abs(core.found.hitChunks - result.found.hitChunks) / chunks < 0.003,
+                "\(name): \(core.found.chunkShare), \(result.found.chunkShare)")
+            #expect(
+                abs(Double(core.memoryHits - result.memoryHits)) / chunks < 0.003,
+                "\(name): \(core.memoryHits), \(result.memoryHits)")
         }
     }
 

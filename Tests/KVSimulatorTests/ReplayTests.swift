@@ -210,7 +210,7 @@ struct ReplayTests {
             simulation.cluster.routing = routing
             let apart = try simulation.run(contender, capacities: [200])[0].result
             #expect(apart.chunks == single.chunks && apart.tokens == single.tokens)
-            simulation.cluster.isShared = true
+            simulation.cluster.sharing = .all
             #expect(try simulation.run(contender, capacities: [200])[0].result == single)
             if routing != .session { #expect(apart.hitChunks < single.hitChunks) }
         }

@@ -19,13 +19,16 @@ package struct BlockReplay {
     }
 
     /// Replays the whole trace.
-    package mutating func run(progress: (Double) -> Void = { _ in }) {
+    package mutating func run(
+        progress: (Double) -> Void = { _ in }, found: OnFound = { _, _ in }
+    ) {
         for (number, request) in trace.requests.enumerated() {
             if number % 1024 == 0 { progress(Double(number) / Double(trace.requests.count)) }
             let path = trace.chunks(of: request, storesPartial: storesPartial)
             let missing = path.firstIndex { !cache.contains($0) } ?? path.endIndex
             result.count(
                 hits: missing - path.startIndex, of: request, chunkTokens: trace.chunkTokens)
+            found(number, Hits(all: missing - path.startIndex))
             for chunk in path.reversed() { cache.access(chunk) }
         }
     }

@@ -8,7 +8,7 @@ package import KVStore
 /// everything at once and keeps nothing.
 ///
 /// The disk is the store's own log: segments that are filled in turn; when the oldest is wanted back,
-/// chunks that were used since they were written are written again, up to a quarter of a segment, and
+/// chunks that were used since they were written are written again, up to half of a segment, and
 /// the others are gone, with all that follows them and isn't in memory.
 package struct CoreReplay {
     /// Bytes of a chunk; what they are is of no matter, only that entries are small beside them.
@@ -30,6 +30,8 @@ package struct CoreReplay {
         /// Chunks found in memory, and on disk.
         package var memoryHits = 0
         package var diskHits = 0
+        /// Tokens found on disk.
+        package var diskHitTokens = 0.0
         /// Chunks that were computed and stored.
         package var sealedChunks = 0
         /// Chunks written to disk, and those of them that were only moved.
@@ -38,15 +40,23 @@ package struct CoreReplay {
         /// Chunks that a restart at the end of the trace would find.
         package var onDiskAtEnd = 0
 
+        /// Nothing was stored so far.
+        package init(_ trace: Trace) {
+            found = ReplayResult(trace)
+        }
+
         /// What two servers did.
         package static func + (left: Result, right: Result) -> Result {
-            Result(
-                found: left.found + right.found, memoryHits: left.memoryHits + right.memoryHits,
-                diskHits: left.diskHits + right.diskHits,
-                sealedChunks: left.sealedChunks + right.sealedChunks,
-                writtenChunks: left.writtenChunks + right.writtenChunks,
-                movedChunks: left.movedChunks + right.movedChunks,
-                onDiskAtEnd: left.onDiskAtEnd + right.onDiskAtEnd)
+            var sum = left
+            sum.found = left.found + right.found
+            sum.memoryHits += right.memoryHits
+            sum.diskHits += right.diskHits
+            sum.diskHitTokens += right.diskHitTokens
+            sum.sealedChunks += right.sealedChunks
+            sum.writtenChunks += right.writtenChunks
+            sum.movedChunks += right.movedChunks
+            sum.onDiskAtEnd += right.onDiskAtEnd
+            return sum
         }
     }
 
@@ -69,7 +79,8 @@ package struct CoreReplay {
         }
     }
 
-    /// - Throws: ``SizeError`` if a size is more than ``chunksMaximum``.
+    /// - Throws: ``SizeError`` if a size is more than ``chunksMaximum``, or the disk is smaller than the
+    ///   memory: what memory uses and the disk gave up is written again, which would never end.
     package static func check(memoryChunks: Int, diskChunks: Int) throws {
         for (name, chunks) in [("memory", memoryChunks), ("disk", diskChunks)]
         where chunks > chunksMaximum {
@@ -78,6 +89,13 @@ package struct CoreReplay {
                     "a \(name) of \(chunks) chunks (all servers together, if they share) is more than "
                     + "the \(chunksMaximum) that can be replayed with a disk; take a smaller size, or "
                     + "larger chunks (--chunk-tokens)")
+        }
+        if diskChunks > 0, diskChunks < memoryChunks {
+            throw SizeError(
+                description:
+                    "a disk of \(diskChunks) chunks is smaller than the memory of \(memoryChunks) "
+                    + "before it; all that is stored goes to disk, so take one that is at least as "
+                    + "large")
         }
     }
 
@@ -93,7 +111,7 @@ package struct CoreReplay {
     ///   - hints: by request; nil for what the trace has.
     package func run(
         policy: any EvictionPolicy, admission: DiskAdmission?, hints: [ReuseHint]? = nil,
-        progress: (Double) -> Void = { _ in }
+        progress: (Double) -> Void = { _ in }, found: OnFound = { _, _ in }
     ) throws -> Result {
         try Self.check(memoryChunks: memoryChunks, diskChunks: diskChunks)
         let slabBytes = 1 << 20
@@ -104,13 +122,13 @@ package struct CoreReplay {
                 admission: admission ?? .all), policy: policy)
         return try box.withCore { core in
             try run(
-                &core, admission, hints, slabCount: arenaBytes / slabBytes, progress: progress)
+                &core, admission, hints, slabCount: arenaBytes / slabBytes, progress, found)
         }
     }
 
     private func run(
         _ core: inout StoreCore, _ admission: DiskAdmission?, _ hints: [ReuseHint]?,
-        slabCount: Int, progress: (Double) -> Void
+        slabCount: Int, _ progress: (Double) -> Void, _ onFound: OnFound
     ) throws -> Result {
         let space = try CacheSpace(
             model: keys.first ?? Digest(words: (1, 2, 3, 4)), modelName: "kvasir simulate",
@@ -126,6 +144,7 @@ package struct CoreReplay {
         let handle = try core.open(space, session: session).handle
         let root = Root(space: space.id).digest
         var found = ReplayResult(trace)
+        var diskHitTokens = 0.0
         for (number, request) in trace.requests.enumerated() {
             if number % 256 == 0 { progress(Double(number) / Double(trace.requests.count)) }
             let path = trace.chunks(of: request, storesPartial: storesPartial)
@@ -134,14 +153,21 @@ package struct CoreReplay {
                 path.map { keys[Int($0)] }, at: request.nanoseconds + 1,
                 hints?[number] ?? ReuseHint(request.hint),
                 &core, space: handle, root: root, session: session)
-            found.count(hits: hits, of: request, chunkTokens: trace.chunkTokens)
+            found.count(hits: hits.all, of: request, chunkTokens: trace.chunkTokens)
+            diskHitTokens += hits.tokens(of: request, chunkTokens: trace.chunkTokens).onDisk
+            onFound(number, hits)
         }
         let counters = core.counters
-        return Result(
-            found: found, memoryHits: counters.matchedKeysHit - counters.matchedKeysOnDisk,
-            diskHits: counters.matchedKeysOnDisk, sealedChunks: counters.chunksSealed,
-            writtenChunks: counters.chunksWritten, movedChunks: counters.chunksMoved,
-            onDiskAtEnd: core.gauges.disk.chunksOnDisk)
+        var result = Result(trace)
+        result.found = found
+        result.memoryHits = counters.matchedKeysHit - counters.matchedKeysOnDisk
+        result.diskHits = counters.matchedKeysOnDisk
+        result.diskHitTokens = diskHitTokens
+        result.sealedChunks = counters.chunksSealed
+        result.writtenChunks = counters.chunksWritten
+        result.movedChunks = counters.chunksMoved
+        result.onDiskAtEnd = core.gauges.disk.chunksOnDisk
+        return result
     }
 
     private func diskConfiguration() -> LogConfiguration {
@@ -159,7 +185,7 @@ package struct CoreReplay {
     private func replay(
         _ keys: [Digest], at now: UInt64, _ hint: ReuseHint, _ core: inout StoreCore,
         space: UInt32, root: Digest, session: UInt64
-    ) throws -> Int {
+    ) throws -> Hits {
         let match = try core.match(
             space: space, root: root, keys: keys, holdMs: 1_000, hint: hint, session: session,
             now: now)
@@ -170,18 +196,19 @@ package struct CoreReplay {
             _ = try core.release(lease.lease, session: session, now: now)
             settle(&core, now)
         }
-        if match.count == keys.count { return match.count }
+        let hits = Hits(all: match.count, onDisk: match.tiers.count { $0 == .disk })
+        if match.count == keys.count { return hits }
         // What is longer than the memory can't be saved whole.
         let reservation = try core.reserve(
             space: space, root: root, keys: Array(keys[match.count...]),
             parent: match.count > 0 ? keys[match.count - 1] : nil, timeToLiveMs: 1_000,
             hint: hint, session: session, now: now)
         settle(&core, now)
-        if reservation.lease == 0 { return match.count }
+        if reservation.lease == 0 { return hits }
         _ = try core.commit(
             lease: reservation.lease, shard: 0, positions: nil, session: session, now: now)
         settle(&core, now)
-        return match.count
+        return hits
     }
 
     /// Does at once what the core asks for.

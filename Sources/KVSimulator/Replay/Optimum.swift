@@ -36,7 +36,9 @@ package struct Optimum {
     }
 
     /// What the best cache of so many chunks gives. O(log n) a reference.
-    package func result(capacity: Int, progress: (Double) -> Void = { _ in }) -> ReplayResult {
+    package func result(
+        capacity: Int, progress: (Double) -> Void = { _ in }, found: OnFound = { _, _ in }
+    ) -> ReplayResult {
         var result = ReplayResult(trace)
         var isCached = [Bool](repeating: false, count: trace.distinctCount)
         var count = 0
@@ -48,6 +50,7 @@ package struct Optimum {
             let missing = chunks.firstIndex { !isCached[Int($0)] } ?? chunks.endIndex
             result.count(
                 hits: missing - chunks.startIndex, of: request, chunkTokens: trace.chunkTokens)
+            found(number, Hits(all: missing - chunks.startIndex))
             for place in chunks.indices {
                 let chunk = Int(trace.references[place])
                 let next = nextUses[place]

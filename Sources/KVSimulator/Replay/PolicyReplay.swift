@@ -48,8 +48,13 @@ package struct PolicyReplay {
 
     /// Replays the whole trace.
     ///
-    /// - Parameter hints: by request what it says of the time after it; nil for what the trace has.
-    package mutating func run(hints: [ReuseHint]? = nil, progress: (Double) -> Void = { _ in }) {
+    /// - Parameters:
+    ///   - hints: by request what it says of the time after it; nil for what the trace has.
+    ///   - found: is told of each request that could find anything.
+    package mutating func run(
+        hints: [ReuseHint]? = nil, progress: (Double) -> Void = { _ in },
+        found: OnFound = { _, _ in }
+    ) {
         self.hints = hints
         for number in trace.requests.indices {
             if number % 1024 == 0 { progress(Double(number) / Double(trace.requests.count)) }
@@ -57,7 +62,7 @@ package struct PolicyReplay {
             let path = trace.chunks(of: request, storesPartial: storesPartial)
             if path.isEmpty { continue }
             begin(number, length: path.count, isRefresh: false)
-            replay(number, path)
+            found(number, Hits(all: replay(number, path)))
         }
     }
 
@@ -75,7 +80,8 @@ package struct PolicyReplay {
         for chunk in run.reversed() { policy.touch(slots[Int(chunk)]) }
     }
 
-    private mutating func replay(_ number: Int, _ path: ArraySlice<UInt32>) {
+    /// - Returns: chunks found.
+    private mutating func replay(_ number: Int, _ path: ArraySlice<UInt32>) -> Int {
         let request = trace.requests[number]
         var missing = path.startIndex
         while missing < path.endIndex, slots[Int(trace.references[missing])] != Self.none {
@@ -91,7 +97,7 @@ package struct PolicyReplay {
             policy.setEvictable(tip, false)
             policy.setEvictable(tip, true)
         }
-        if missing == path.endIndex { return }
+        if missing == path.endIndex { return hits }
         // Then what is missing is saved, which is a call of its own.
         if tipIsLeaf { policy.setEvictable(tip, false) }
         begin(number, length: path.count, isRefresh: true)
@@ -104,6 +110,7 @@ package struct PolicyReplay {
         }
         held = Self.none
         if tip != Self.none, childCounts[Int(tip)] == 0 { policy.setEvictable(tip, true) }
+        return hits
     }
 
     private mutating func insert(_ chunk: UInt32, parent: UInt32) -> UInt32? {

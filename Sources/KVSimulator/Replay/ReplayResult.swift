@@ -1,3 +1,24 @@
+/// What one request found, in chunks.
+package struct Hits: Sendable, Equatable {
+    /// The length of the leading run that was found.
+    package var all: Int
+    /// Of them, those that were on disk only: the last ones.
+    package var onDisk = 0
+
+    /// In tokens. A partial chunk at the end counts with what the prompt has of it.
+    package func tokens(
+        of request: Trace.Request, chunkTokens: Int
+    ) -> (all: Double, onDisk: Double) {
+        let found = min(all * chunkTokens, Int(request.tokens))
+        let inMemory = min((all - onDisk) * chunkTokens, Int(request.tokens))
+        return (Double(found), Double(found - inMemory))
+    }
+}
+
+/// Who is told what each request found, by its number. Of requests without a chunk that could be stored
+/// nothing is said.
+package typealias OnFound = (_ request: Int, _ hits: Hits) -> Void
+
 /// What a cache gave on a trace.
 package struct ReplayResult: Sendable, Equatable {
     /// Chunks that requests asked for, partial ones included, and their tokens.

@@ -71,27 +71,34 @@ package struct StackDistances {
     ///   - sample: the share of the chunks that are looked at, above 0 and up to 1. The chunks that a
     ///     sample has too few or too many references of are taken for popular ones, which are found
     ///     at any capacity (SHARDS-adj).
+    ///   - capacities: those of which `found` is told what each request finds, by their place here;
+    ///     not for samples.
     package init(
         _ trace: Trace, storesPartial: Bool = false, order: Order = .tailFirst, sample: Double = 1,
-        progress: (Double) -> Void = { _ in }
+        progress: (Double) -> Void = { _ in }, capacities: [Int] = [],
+        found: (_ place: Int, _ request: Int, _ hits: Hits) -> Void = { _, _, _ in }
     ) {
         asked = ReplayResult(trace)
         chunkTokens = trace.chunkTokens
         self.sample = min(1, sample)
         if sample >= 1 {
-            replay(trace, storesPartial, order, isSampled: nil, progress)
+            replay(trace, storesPartial, order, isSampled: nil, progress, capacities, found)
         } else {
+            precondition(capacities.isEmpty, "a sample can't tell what one request finds")
             let threshold = UInt64(sample * 0x1p64)
             replay(
                 trace, storesPartial, order,
-                isSampled: trace.fingerprints.map { ChunkName.mix($0) <= threshold }, progress)
+                isSampled: trace.fingerprints.map { ChunkName.mix($0) <= threshold }, progress, [],
+                found)
         }
     }
 
     private mutating func replay(
         _ trace: Trace, _ storesPartial: Bool, _ order: Order, isSampled: [Bool]?,
-        _ progress: (Double) -> Void
+        _ progress: (Double) -> Void, _ capacities: [Int], _ found: (Int, Int, Hits) -> Void
     ) {
+        // The chunks of one request that are in the stack: the capacity that finds each, less one.
+        var run: [Int] = []
         var stack = RecencyStack(chunkCount: trace.distinctCount)
         var sums: [Sums] = []
         // What all references add up to, and those of the sample, by group.
@@ -107,6 +114,7 @@ package struct StackDistances {
             let chunks = trace.chunks(of: request, storesPartial: storesPartial)
             var before = 0.0
             var deepestPlace: Int? = -1
+            run.removeAll(keepingCapacity: true)
             for chunk in chunks {
                 let after = min(before + Double(chunkTokens), Double(request.tokens))
                 let sum = Sums(before: before, after: after)
@@ -128,11 +136,15 @@ package struct StackDistances {
                 deepestPlace = needed
                 while sums.count <= needed { sums.append(Sums()) }
                 sums[needed] += sum
+                if !capacities.isEmpty { run.append(needed) }
                 if isSampled != nil {
                     let group = group(of: chunk, trace)
                     while groups[group].count <= needed { groups[group].append(0) }
                     groups[group][needed] += 1
                 }
+            }
+            for (place, capacity) in capacities.enumerated() {
+                found(place, number, Hits(all: Self.length(of: run, within: capacity)))
             }
             func push(_ chunk: UInt32) {
                 if isSampled?[Int(chunk)] ?? true { stack.push(chunk) }
@@ -158,6 +170,17 @@ package struct StackDistances {
             }
         }
         cumulative = sums
+    }
+
+    /// How many leading elements are below the capacity; none is smaller than the one before it.
+    private static func length(of run: [Int], within capacity: Int) -> Int {
+        var low = 0
+        var high = run.count
+        while low < high {
+            let middle = (low + high) / 2
+            if run[middle] < capacity { low = middle + 1 } else { high = middle }
+        }
+        return low
     }
 
     private func group(of chunk: UInt32, _ trace: Trace) -> Int {

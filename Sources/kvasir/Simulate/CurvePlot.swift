@@ -11,6 +11,7 @@ struct CurvePlot {
     let tokenBytes: Double?
     let points: [Simulation.Point]
     let unboundedShare: Double
+    var cluster = Simulation.Cluster()
 
     private static let width = 880.0
     private static let height = 500.0
@@ -50,7 +51,7 @@ struct CurvePlot {
             "<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>",
             text(Self.left, 30, title, size: 17, weight: 600),
             text(
-                Self.left, 52, "Tokens found, in % of those of all prompts, by size of the memory",
+                Self.left, 52, "Tokens found, in % of those of all prompts, by size of the \(what)",
                 size: 13, colour: Self.grey),
         ]
         parts += grid(scale)
@@ -59,6 +60,14 @@ struct CurvePlot {
         parts += legend(curves.sorted { ($0.mean, $1.name) > ($1.mean, $0.name) })
         parts.append("</svg>")
         return parts.joined(separator: "\n") + "\n"
+    }
+
+    /// What has the size.
+    private var what: String {
+        if cluster.servers == 1 { return "memory" }
+        return cluster.sharing == .all
+            ? "memory that each of \(cluster.servers) servers brings to one cache"
+            : "memory of each of \(cluster.servers) servers"
     }
 
     private func curves() -> [Curve] {

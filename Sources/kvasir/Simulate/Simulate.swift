@@ -9,11 +9,13 @@ struct Simulate: ParsableCommand {
         abstract:
             "Replay a log of requests: what caches of other sizes and policies would have found.",
         discussion: """
-            All policies at ten sizes; two of them and a plot; memory and disk in bytes; a compressed log:
+            All policies at ten sizes; two of them and a plot; memory and disk in bytes; how long users wait; \
+            a compressed log:
 
               kvasir simulate trace.jsonl
               kvasir simulate trace.jsonl --policy lru,optimum --svg curve.svg
               kvasir simulate trace.jsonl --model config.json --memory 500GB --disk 4TB
+              kvasir simulate trace.jsonl --policy lru --prefill-rate 30k
               gzip -dc trace.jsonl.gz | kvasir simulate - --json -
 
             Several files are one trace, in the order given. Formats, semantics and limits: docs/simulator.md.
@@ -66,18 +68,6 @@ struct Simulate: ParsableCommand {
     @Option(help: ArgumentHelp("Bytes of a token's KV.", valueName: "n"))
     var bytesPerToken: Quantity?
 
-    @Option(help: ArgumentHelp("Servers, each with memory of its own.", valueName: "n"))
-    var nodes = 1
-
-    @Option(
-        help: ArgumentHelp(
-            "Who of several servers gets a request: session, round-robin or random.",
-            valueName: "rule"))
-    var routing = Routing.session
-
-    @Flag(help: "The servers share one cache of all their memory.")
-    var shared = false
-
     @Flag(help: "Store partial last chunks, too, which Kvasir never does.")
     var storePartial = false
 
@@ -96,14 +86,9 @@ struct Simulate: ParsableCommand {
             valueName: "share"))
     var sample: Share?
 
-    @Option(
-        help: ArgumentHelp("Tokens a second of a prefill, for times.", valueName: "n"))
-    var prefillRate: Quantity?
+    @OptionGroup(title: "Servers") var servers: ClusterOptions
 
-    @Option(
-        help: ArgumentHelp(
-            "Bytes a second at which KV is loaded: 25GB.", valueName: "size"))
-    var loadBandwidth: ByteCount?
+    @OptionGroup(title: "Times") var times: TimeOptions
 
     @OptionGroup(title: "Model and GPU") var compute: ComputeOptions
 
@@ -158,11 +143,14 @@ struct Simulate: ParsableCommand {
         if bytesPerToken != nil, compute.model != nil {
             throw ValidationError("take either --model or --bytes-per-token")
         }
-        if !(1...1000).contains(nodes) {
-            throw ValidationError("--nodes takes 1 to 1000, not \(nodes)")
-        }
-        if shared, nodes == 1 {
-            throw ValidationError("--shared needs several servers: --nodes 4, say")
+        if servers.share == .disk {
+            if !hasDisk {
+                throw ValidationError("--share disk needs a disk: say --disk-chunks, too")
+            }
+            if diskAdmission ?? "all" != "all" {
+                throw ValidationError(
+                    "what a shared disk gets is all that is stored; leave --disk-admission away")
+            }
         }
         if let hintAccuracy, hintAccuracy.value < 0.5 {
             throw ValidationError("--hint-accuracy takes 0.5 (useless) to 1 (always right)")
@@ -178,7 +166,13 @@ struct Simulate: ParsableCommand {
                 "only one of --json, --csv and --svg can go to standard output; give the others a "
                     + "file")
         }
-        try validateService()
+        let hasRate = compute.gpu != nil || compute.flops != nil
+        if hasRate, compute.model == nil {
+            throw ValidationError("--gpu and --flops need the model: --model config.json")
+        }
+        try times.validate(
+            hasRate: hasRate, hasTokenSize: compute.model != nil || bytesPerToken != nil,
+            hasDisk: hasDisk)
     }
 
     private var outputs: [String] { [json, csv, svg].compactMap { $0 } }
@@ -186,38 +180,13 @@ struct Simulate: ParsableCommand {
     /// Whether the tables are printed, which something else has standard output for otherwise.
     var printsText: Bool { !outputs.contains("-") }
 
-    private func validateService() throws {
-        let hasRate = compute.gpu != nil || compute.flops != nil
-        if prefillRate != nil, hasRate {
-            throw ValidationError("take either --prefill-rate or --gpu (or --flops)")
-        }
-        if hasRate, compute.model == nil {
-            throw ValidationError("--gpu and --flops need the model: --model config.json")
-        }
-        if let loadBandwidth {
-            if loadBandwidth.bytes < 1 {
-                throw ValidationError("--load-bandwidth must be above 0")
-            }
-            if prefillRate == nil, !hasRate {
-                throw ValidationError(
-                    "--load-bandwidth is for times, which need --prefill-rate or --model and --gpu")
-            }
-            if compute.model == nil, bytesPerToken == nil {
-                throw ValidationError(
-                    "--load-bandwidth needs the size of a token: --model or --bytes-per-token")
-            }
-        }
-    }
-
     func run() throws {
         let bar = StageProgress()
         let shape = try compute.shape()
         let trace = try traceOptions.read(traces, bar)
         var simulation = Simulation(trace)
         simulation.storesPartial = storePartial
-        simulation.cluster.servers = nodes
-        simulation.cluster.routing = routing
-        simulation.cluster.isShared = shared
+        simulation.cluster = servers.cluster
         simulation.hintAccuracy = hintAccuracy?.value
         simulation.seed = seed
         simulation.sample = sample?.value ?? 1
@@ -225,19 +194,29 @@ struct Simulate: ParsableCommand {
         let tokenBytes =
             bytesPerToken.map { Double($0.value) }
             ?? shape.map { $0.bytesPerToken(elementBytes: compute.kvDtype?.bytes) }
+        if let service = try service(shape) {
+            let timing = times.timing(service, tokenBytes: tokenBytes)
+            simulation.timing = timing
+            if trace.seconds == 0 {
+                Output.tell(
+                    "Warning: no time passes from the first request of the trace to the last, so "
+                        + "nothing can be said of queues; times are those of requests that wait for "
+                        + "nobody. A log needs the times of its requests.\n")
+            }
+        }
         let contenders = self.contenders()
         let capacities = try self.capacities(simulation, tokenBytes)
         let disks = try self.disks(capacities.count, trace, tokenBytes)
         let points = try run(simulation, contenders, capacities, disks, bar)
         let report = SimulationReport(
-            simulation: simulation, files: traces, points: points,
-            service: try service(shape, tokenBytes), tokenBytes: tokenBytes)
+            simulation: simulation, files: traces, points: points, tokenBytes: tokenBytes)
         if let svg {
+            simulation.timing = nil
             let ladder = simulation.ladder(CurvePlot.pointCount)
             let plot = CurvePlot(
                 title: report.title, chunkTokens: trace.chunkTokens, tokenBytes: tokenBytes,
                 points: try run(simulation, contenders, ladder, [], bar),
-                unboundedShare: report.unbounded.tokenShare)
+                unboundedShare: report.unbounded.tokenShare, cluster: simulation.cluster)
             try Self.write(plot.svg, to: svg)
         }
         if let csv { try Self.write(report.csv, to: csv) }
@@ -316,20 +295,13 @@ struct Simulate: ParsableCommand {
         return chunks
     }
 
-    /// What times come from; nil if nothing is said of them.
-    private func service(_ shape: ModelShape?, _ tokenBytes: Double?) throws -> ServiceModel? {
-        var service: ServiceModel
-        if let prefillRate {
-            service = ServiceModel(secondsPerToken: 1 / Double(prefillRate.value))
-        } else if let shape, let rate = try compute.rate() {
-            service = rate.serviceModel(shape)
-        } else {
-            return nil
+    /// What computing takes; nil if nothing is said of times.
+    private func service(_ shape: ModelShape?) throws -> ServiceModel? {
+        if let rate = times.prefillRate {
+            return ServiceModel(secondsPerToken: 1 / Double(rate.value))
         }
-        if let loadBandwidth, let tokenBytes {
-            service.loadSecondsPerToken = tokenBytes / Double(loadBandwidth.bytes)
-        }
-        return service
+        guard let shape, let rate = try compute.rate() else { return nil }
+        return rate.serviceModel(shape)
     }
 
     /// - Parameter path: `-` is standard output.
@@ -342,5 +314,3 @@ struct Simulate: ParsableCommand {
         }
     }
 }
-
-extension Routing: ExpressibleByArgument {}
