@@ -123,7 +123,8 @@ extension StoreCore {
             removeSubtree(chunk, fate: .evictedFromDisk)
             return true
         }
-        let isWanted = chunks[chunk].isHot || chunks[chunk].residentChildren > 0
+        // Not whatever memory has: where that is more than fits the disk, it would be written for ever.
+        let isWanted = chunks[chunk].isHot
         forgetPlaces(of: chunk)
         if !isKept {
             counters.chunksLeftToMemory += 1
