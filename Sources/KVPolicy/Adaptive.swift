@@ -5,7 +5,7 @@
 /// with a ``PolicyContest`` in each group to choose whose victim goes. LRU's is the least recently
 /// used leaf of ARC's two queues.
 ///
-/// Metadata: 130 bytes a chunk, ghosts as the two have, and three shadow caches of at most 2,048
+/// Metadata: 130 bytes a chunk, ghosts as the two have, and three shadow caches of at most 8,192
 /// chunks for each of the first eight groups. Further groups are served by recency alone: what is
 /// learnt costs time and memory for each, and clients choose how many there are.
 public struct Adaptive: EvictionPolicy {

@@ -11,8 +11,9 @@
 /// whole. (Waldspurger et al., *Cache Modeling and Optimization using Miniature Simulations*, ATC
 /// 2017, sample single blocks, of which none would find its prefix.)
 struct PolicyContest: Sendable {
-    /// A shadow cache has this many chunks at most, and more than half of it in a large memory.
-    private static let mostChunks = 2048
+    /// A shadow cache has this many chunks at most, and more than half of it in a large memory. Which
+    /// branches a small sample has is chance, and decides more than the policies do.
+    private static let mostChunks = 8192
     /// Found chunks count for less by a factor of e after so many chunks asked for, for each chunk of
     /// a shadow cache, and so many more.
     private static let memoryPerChunk = 12.0
@@ -21,7 +22,7 @@ struct PolicyContest: Sendable {
     private static let margin = 1.02
     /// It replaces that one when it is ahead by so many standard deviations of what single requests
     /// added to the lead of late; the first policy needs fewer to come back.
-    private static let deviations = 1.5
+    private static let deviations = 1.0
     private static let deviationsOfFirst = 0.5
 
     private let make: [@Sendable () -> any EvictionPolicy]

@@ -152,7 +152,7 @@ struct PolicyTests {
             policy.remove(0, wasEvicted: false)
         }
         let chunks = policy.figures.first { $0.name == "group-0-shadow-chunks" }!.value
-        #expect(chunks <= 3 * 2_048 && chunks > 0)
+        #expect(chunks <= 3 * 8_192 && chunks > 0)
     }
 
     @Test("Many layouts cost no more than a few: those beyond the first go by recency")
