@@ -200,6 +200,10 @@ package struct Simulation {
         }
         if cluster.servers > 1, cluster.sharing == .disk {
             try SharedDiskReplay.check(trace, servers: cluster.servers)
+            for point in points where point.diskCapacity > 0 {
+                try SharedDiskReplay.check(
+                    memoryChunks: point.capacity, diskChunks: point.diskCapacity)
+            }
         }
     }
 

@@ -16,7 +16,9 @@ public struct EmbeddedStore: ChunkStore {
         room: (Int) throws -> Void, copy: (Int, UnsafeRawBufferPointer) -> Void
     ) throws -> Int {
         let opened = try session.open(space)
-        guard let lease = try session.read(opened, root: root, keys: keys, hint: hint) else { return 0 }
+        guard let lease = try session.read(opened, root: root, keys: keys, hint: hint) else {
+            return 0
+        }
         guard lease.count > first else {
             try lease.release()
             return lease.count

@@ -1,5 +1,6 @@
 import KVPolicy
 import KVSimulator
+import KVStore
 import TestRandom
 import Testing
 
@@ -193,6 +194,18 @@ struct ReplayTests {
         #expect(Double(tiers.memoryHits + tiers.diskHits) == both.result.hitChunks)
         let large = try simulation.run(contender, capacities: [48], disks: [20_000])[0]
         #expect(large.result == unbounded)
+    }
+
+    @Test("A disk that is smaller than the memory is written a bounded number of times")
+    func smallDisk() throws {
+        var random = SeededGenerator(seed: 10)
+        let trace = try randomTrace(&random, requests: 4000, branches: 5, longest: 6)
+        let replay = try CoreReplay(trace, memoryChunks: 4096, diskChunks: 64).run(
+            policy: LeastRecentlyUsed(), admission: .all)
+        #expect(replay.onDiskAtEnd < replay.sealedChunks / 4, "the disk holds no more")
+        // What is used after it was written is written again, and nothing else.
+        let uses = Int(replay.found.hitChunks) + replay.sealedChunks
+        #expect(replay.writtenChunks <= uses, "\(replay.writtenChunks) written, \(uses) uses")
     }
 
     @Test("Several servers: all requests are served once, and sharing finds no less")

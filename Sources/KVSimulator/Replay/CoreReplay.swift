@@ -79,8 +79,7 @@ package struct CoreReplay {
         }
     }
 
-    /// - Throws: ``SizeError`` if a size is more than ``chunksMaximum``, or the disk is smaller than the
-    ///   memory: what memory uses and the disk gave up is written again, which would never end.
+    /// - Throws: ``SizeError`` if a size is more than ``chunksMaximum``.
     package static func check(memoryChunks: Int, diskChunks: Int) throws {
         for (name, chunks) in [("memory", memoryChunks), ("disk", diskChunks)]
         where chunks > chunksMaximum {
@@ -89,13 +88,6 @@ package struct CoreReplay {
                     "a \(name) of \(chunks) chunks (all servers together, if they share) is more than "
                     + "the \(chunksMaximum) that can be replayed with a disk; take a smaller size, or "
                     + "larger chunks (--chunk-tokens)")
-        }
-        if diskChunks > 0, diskChunks < memoryChunks {
-            throw SizeError(
-                description:
-                    "a disk of \(diskChunks) chunks is smaller than the memory of \(memoryChunks) "
-                    + "before it; all that is stored goes to disk, so take one that is at least as "
-                    + "large")
         }
     }
 

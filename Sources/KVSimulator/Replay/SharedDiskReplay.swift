@@ -35,8 +35,6 @@ package struct SharedDiskReplay {
     /// By chunk: servers that have it in memory, and that know it.
     private var residentCounts: [UInt16]
     private var knownCounts: [UInt16]
-    /// By chunk: its children in memory, over all servers.
-    private var residentChildren: [UInt32]
     /// By chunk: used since it was written; and when it was used last.
     private var isHot: [Bool]
     private var lastUses: [UInt64]
@@ -73,7 +71,6 @@ package struct SharedDiskReplay {
             chunkCount: count)
         residentCounts = Array(repeating: 0, count: count)
         knownCounts = Array(repeating: 0, count: count)
-        residentChildren = Array(repeating: 0, count: count)
         isHot = Array(repeating: false, count: count)
         lastUses = Array(repeating: 0, count: count)
         firstChildren = Array(repeating: Self.none, count: count)
@@ -94,6 +91,17 @@ package struct SharedDiskReplay {
                     "\(servers) servers and \(trace.distinctCount) different chunks are too many for "
                     + "a shared disk (their product may be \(entriesMaximum)); take fewer servers, or "
                     + "larger chunks (--chunk-tokens)")
+        }
+    }
+
+    /// - Throws: `CoreReplay.SizeError` if a server's share of the disk is smaller than its memory: a log
+    ///   of so few segments is not modelled.
+    package static func check(memoryChunks: Int, diskChunks: Int) throws {
+        if diskChunks < memoryChunks {
+            throw CoreReplay.SizeError(
+                description:
+                    "a shared disk of \(diskChunks) chunks a server is smaller than the memory of "
+                    + "\(memoryChunks) before it; take one that is at least as large")
         }
     }
 
@@ -190,10 +198,7 @@ package struct SharedDiskReplay {
     private mutating func becameResident(_ chunk: UInt32, on node: Int) {
         residentCounts[Int(chunk)] += 1
         let parent = trace.parents[Int(chunk)]
-        if parent != Trace.none {
-            residentChildren[Int(parent)] += 1
-            nodes[node].addResidentChild(to: parent)
-        }
+        if parent != Trace.none { nodes[node].addResidentChild(to: parent) }
         nodes[node].hold(chunk)
     }
 
@@ -225,7 +230,6 @@ package struct SharedDiskReplay {
     private mutating func evict(_ chunk: UInt32, on node: Int) {
         residentCounts[Int(chunk)] -= 1
         let parent = trace.parents[Int(chunk)]
-        if parent != Trace.none { residentChildren[Int(parent)] -= 1 }
         if disk.has(chunk) {
             nodes[node].setResident(chunk, false)
             if parent != Trace.none { nodes[node].removeResidentChild(from: parent) }
@@ -309,7 +313,7 @@ package struct SharedDiskReplay {
                 result.movedChunks += 1
             } else if isInMemory {
                 losePlace(chunk)
-                if isHot[Int(chunk)] || residentChildren[Int(chunk)] > 0 { queue.append(chunk) }
+                if isHot[Int(chunk)] { queue.append(chunk) }
             } else {
                 losePlace(chunk)
             }

@@ -37,7 +37,8 @@ struct Generate: ParsableCommand {
     private static func hint(_ text: String) throws -> ReuseHint {
         guard let hint = ReuseHint(text) else {
             throw ValidationError(
-                "--hint takes none, closed, pending or pending:SECONDS (up to a year), not '\(text)'")
+                "--hint takes none, closed, pending or pending:SECONDS (up to a year), not '\(text)'"
+            )
         }
         return hint
     }
