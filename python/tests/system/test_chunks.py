@@ -27,8 +27,8 @@ def disk(socket_directory: Path) -> Path:
 
 @pytest.fixture
 def tiered(idle_daemon: Daemon, disk: Path) -> Daemon:
-    """A daemon with 4 MiB of memory and a disk."""
-    idle_daemon.start("--verify", "off", memory="4MiB", disk=disk)
+    """A daemon with 4 MiB of memory, from which the oldest goes first, and a disk."""
+    idle_daemon.start("--verify", "off", "--policy", "lru", memory="4MiB", disk=disk)
     return idle_daemon
 
 
