@@ -1,5 +1,6 @@
 import KVClient
 import KVIdentity
+import KVPolicy
 import KVStore
 import ReferenceLM
 
@@ -132,7 +133,8 @@ struct FilledCore: ~Copyable {
             to: StoreCore(
                 .init(
                     arenaBytes: bytes, slabBytes: slab, checkOneIn: 0,
-                    secret: (0x9E37_79B9, 0x7F4A_7C15))))
+                    secret: (0x9E37_79B9, 0x7F4A_7C15)),
+                policy: PolicyName.default.make()))
         core.pointee.slabsBecameReady(0..<(bytes / slab))
         session = core.pointee.openSession(name: "bench")
         let cacheSpace = try BenchSpace.make(chunkBytes: 4096)
