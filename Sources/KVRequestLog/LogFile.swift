@@ -30,6 +30,14 @@ final class LogFile {
     /// Nothing can be said of what is in the file behind its last whole line.
     private(set) var isTorn = false
 
+    /// Somebody has removed it, or made it shorter: what goes there now would be lost, or stand behind
+    /// rubbish.
+    var isGone: Bool {
+        var status = stat()
+        return fstat(descriptor, &status) != 0 || status.st_nlink == 0
+            || Int(status.st_size) != end
+    }
+
     func append(_ line: [UInt8]) {
         waiting += line
         waitingCount += 1

@@ -17,6 +17,8 @@ struct LogWriter {
     private let name: String
     private let startedAt: UInt64
     private let names: KeyedNames
+    /// Tells the logs of two starts apart.
+    private let id: UInt64
     private var files: [Int: LogFile] = [:]
     private var outcome = Outcome()
     private var line: [UInt8] = []
@@ -33,6 +35,7 @@ struct LogWriter {
         self.name = name
         self.startedAt = startedAt
         self.names = names
+        id = names.id
     }
 
     /// Writes requests, in the order of time.
@@ -40,6 +43,8 @@ struct LogWriter {
         outcome.written = 0
         outcome.dropped = 0
         outcome.problem = nil
+        // The next one begins a file of its own.
+        files = files.filter { !$0.value.isGone }
         for request in requests { add(request) }
         for (chunkTokens, file) in files { write(file, chunkTokens) }
         return outcome
@@ -65,7 +70,7 @@ struct LogWriter {
     /// The file of a chunk size, if one more line fits into the limit.
     private mutating func file(_ chunkTokens: Int, room: Int) -> LogFile? {
         let known = files[chunkTokens]
-        let header = known == nil ? TraceLine.header(chunkTokens: chunkTokens) : []
+        let header = known == nil ? TraceLine.header(chunkTokens: chunkTokens, id: id) : []
         if outcome.bytes + header.count + room > byteLimit {
             outcome.hasReachedLimit = true
             return nil

@@ -34,6 +34,9 @@ public struct LoggedRequest: Sendable {
         self.hint = hint
     }
 
+    /// The longest prompt that a log can have: what `kvasir simulate` reads.
+    public static let mostTokens = Int(Int32.max)
+
     /// Whether a prompt of so many tokens has that many chunks, with or without a partial last one.
     public static func fits(tokens: Int, chunks: Int, chunkTokens: Int) -> Bool {
         let full = tokens / chunkTokens

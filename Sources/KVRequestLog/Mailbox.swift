@@ -74,9 +74,12 @@ final class Mailbox: Sendable {
                 return (requests, state.isStopping)
             }
             if !requests.isEmpty {
+                // Whoever records may wait for the lock, so little is done under it.
+                let bytes = requests.reduce(0) { $0 + $1.queuedBytes }
                 for piece in Self.pieces(requests) {
                     deliver(piece, to: &writer, limit: limit, &trouble)
                 }
+                state.withLock { $0.queue.done(requests.count, bytes: bytes) }
             } else if isStopping {
                 break
             } else {
@@ -108,7 +111,6 @@ final class Mailbox: Sendable {
     ) {
         let outcome = writer.write(requests)
         let isFull = state.withLock { state in
-            state.queue.done(requests)
             state.counters.written += outcome.written
             state.counters.dropped += outcome.dropped
             state.counters.bytes = outcome.bytes
@@ -123,13 +125,17 @@ final class Mailbox: Sendable {
         }
     }
 
-    /// Takes nothing more, and waits until what was taken is written. - Returns: whether it was.
-    func close(seconds: Double) -> Bool {
+    /// Takes nothing more; what was taken is written.
+    func close() {
         state.withLock { $0.isStopping = true }
         wake.signal()
+    }
+
+    /// Waits until what was taken is written. - Returns: whether it was.
+    func waitUntilWritten(seconds: Double) -> Bool {
         if ended.wait(timeout: .now() + seconds) == .success { return true }
         logger.warning(
-            "the end of the request log is lost: its disk has not taken it for \(Int(seconds)) s")
+            "the end of the request log is lost: it could not be written within \(Int(seconds)) s")
         return false
     }
 }

@@ -97,8 +97,11 @@ public final class RequestLog: Sendable {
     /// What was done so far.
     public var counters: Counters { mailbox.counters }
 
+    /// Takes nothing more. What was recorded is written meanwhile; ``stop()`` waits for it.
+    public func close() { mailbox.close() }
+
     /// Writes what was recorded and ends the log's thread; later requests are left out. Takes five
-    /// seconds at most, after which what a disk has not taken is lost.
+    /// seconds at most, after which the rest is lost.
     public func stop() {
         guard
             let thread = thread.withLock({ thread in
@@ -106,7 +109,8 @@ public final class RequestLog: Sendable {
                 return thread
             })
         else { return }
-        if mailbox.close(seconds: RequestLogLimits.stopSeconds) { thread.join() }
+        mailbox.close()
+        if mailbox.waitUntilWritten(seconds: RequestLogLimits.stopSeconds) { thread.join() }
     }
 
     /// The time of the day in UTC, as file names have it.

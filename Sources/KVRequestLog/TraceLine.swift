@@ -5,8 +5,14 @@ enum TraceLine {
     static let version = 1
 
     /// The first line of a file.
-    static func header(chunkTokens: Int) -> [UInt8] {
-        Array("{\"kvasir_trace\": \(version), \"chunk_tokens\": \(chunkTokens)}\n".utf8)
+    ///
+    /// - Parameter id: of the names: files with another one have nothing in common with it.
+    static func header(chunkTokens: Int, id: UInt64) -> [UInt8] {
+        var line: [UInt8] = []
+        line += "{\"kvasir_trace\": \(version), \"chunk_tokens\": \(chunkTokens), \"log\": \"".utf8
+        appendDigits(id, to: &line)
+        line += "\"}\n".utf8
+        return line
     }
 
     /// Appends the line of a request.

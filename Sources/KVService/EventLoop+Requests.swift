@@ -27,7 +27,7 @@ extension EventLoop {
         let options = try options(arguments, from: 4, ["TOKENS", "HINT"])
         var tokens: Int?
         if let index = options["TOKENS"] {
-            tokens = try arguments.integer(index, "TOKENS", 1...Int(Int32.max))
+            tokens = try arguments.integer(index, "TOKENS", 1...LoggedRequest.mostTokens)
         }
         // A prompt that is shorter than a chunk has no key.
         let isShort = tokens != nil && arguments[3].isEmpty
@@ -45,10 +45,16 @@ extension EventLoop {
                 "TOKENS is \(tokens), but there are \(keys.count) keys of \(space.chunkTokens) "
                     + "tokens; give the length of the whole prompt, and the keys of all its chunks")
         }
-        configuration.requestLog?.record(
-            LoggedRequest(
-                nanoseconds: Store.now(), space: space.id, root: root, keys: keys,
-                chunkTokens: space.chunkTokens, tokens: tokens, hint: hint))
+        let request = LoggedRequest(
+            nanoseconds: Store.now(), space: space.id, root: root, keys: keys,
+            chunkTokens: space.chunkTokens, tokens: tokens, hint: hint)
+        if request.tokens > LoggedRequest.mostTokens {
+            throw CommandError(
+                "KVARG",
+                "\(keys.count) chunks of \(space.chunkTokens) tokens are more than the "
+                    + "\(LoggedRequest.mostTokens) tokens that a request can have in the log")
+        }
+        configuration.requestLog?.record(request)
     }
 
     /// A match counts as a request where its session does not tell of requests itself, and where it
@@ -65,9 +71,10 @@ extension EventLoop {
         }
         // It was matched in, so it is there.
         guard let space else { return }
-        log.record(
-            LoggedRequest(
-                nanoseconds: Store.now(), space: space.id, root: target.root, keys: target.keys,
-                chunkTokens: space.chunkTokens, hint: hint))
+        let request = LoggedRequest(
+            nanoseconds: Store.now(), space: space.id, root: target.root, keys: target.keys,
+            chunkTokens: space.chunkTokens, hint: hint)
+        // No model takes such a prompt, and no replay.
+        if request.tokens <= LoggedRequest.mostTokens { log.record(request) }
     }
 }

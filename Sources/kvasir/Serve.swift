@@ -85,10 +85,11 @@ struct Serve: ParsableCommand {
                 "kvasir \(KvasirVersion.current) serves \(ByteCount(store.arena.byteCount)) on \(settings.socket) (pid \(ProcessInfo.processInfo.processIdentifier), \(ms) ms)"
             )
         }
-        // Before what may take long.
-        requests?.stop()
+        // It is written while the store is.
+        requests?.close()
         flush(store, logger: logger)
         store.stop()
+        requests?.stop()
     }
 
     private func openRequestLog(_ settings: Settings, logger: Logger) throws -> RequestLog? {

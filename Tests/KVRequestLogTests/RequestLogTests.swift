@@ -76,7 +76,7 @@ struct RequestLogTests {
         for (size, count) in [(16, 2), (256, 1), (32, 1)] {
             let name = try #require(scratch.files.first { $0.hasSuffix("Z-\(size).jsonl") })
             let text = scratch.text(name)
-            #expect(text.hasPrefix("{\"kvasir_trace\": 1, \"chunk_tokens\": \(size)}\n"))
+            #expect(text.hasPrefix("{\"kvasir_trace\": 1, \"chunk_tokens\": \(size), "))
             #expect(try replayable(text).requests.count == count)
         }
     }
@@ -180,6 +180,48 @@ struct RequestLogTests {
         #expect(try replayable(scratch.text(scratch.files[0])).requests.count == 4)
     }
 
+    @Test(
+        "A file that somebody removes or shortens is followed by another one",
+        arguments: [true, false])
+    func removed(isGone: Bool) throws {
+        let directory = try LogDirectory(scratch.path)
+        var writer = LogWriter(
+            directory, byteLimit: 1 << 20, name: "requests", startedAt: 0)
+        #expect(writer.write([request([1]), request([2])]).written == 2)
+        let first = try #require(scratch.files.first)
+        if isGone {
+            try FileManager.default.removeItem(atPath: "\(scratch.path)/\(first)")
+        } else {
+            truncate("\(scratch.path)/\(first)", 0)
+        }
+        #expect(writer.write([request([3])]).written == 1)
+        let name = try #require(scratch.files.first { isGone || $0 != first })
+        #expect(try replayable(scratch.text(name)).requests.count == 1)
+        if !isGone { #expect(scratch.bytes(first) == 0 && scratch.files.count == 2) }
+        // With the directory gone, what can't be written is counted.
+        try FileManager.default.removeItem(atPath: scratch.path)
+        let outcome = writer.write([request([4])])
+        #expect(outcome.dropped == 1 && outcome.problem != nil)
+    }
+
+    @Test("All files of a log have one id, and those of another one another id")
+    func ids() throws {
+        func headers() throws -> [Substring] {
+            let place = Scratch()
+            let log = try RequestLog(.init(directory: place.path, logger: Messages().logger))
+            log.record(request([1]))
+            log.record(request([1], chunkTokens: 32))
+            log.stop()
+            return place.files.compactMap { place.text($0).split(separator: "\n").first }
+        }
+        let (first, second) = (try headers(), try headers())
+        func ids(_ headers: [Substring]) -> Set<Substring> {
+            Set(headers.compactMap { $0.split(separator: "\"log\": ").last })
+        }
+        #expect(first.count == 2 && ids(first).count == 1 && ids(second).count == 1)
+        #expect(ids(first) != ids(second))
+    }
+
     // MARK: Limits
 
     @Test("What the queue has no room for is left out, counted and said once")
@@ -216,7 +258,7 @@ struct RequestLogTests {
         #expect(none.isEmpty)
         // What is being written takes room, too.
         let early = queue.append(large)
-        queue.done(all[..<1])
+        queue.done(1, bytes: all[0].queuedBytes)
         let late = queue.append(large)
         #expect(!early)
         #expect(late)
@@ -224,7 +266,7 @@ struct RequestLogTests {
 
     @Test("At its limit the log stops: not a byte more, whole lines only, said once")
     func limit() throws {
-        let header = TraceLine.header(chunkTokens: 16).count
+        let header = TraceLine.header(chunkTokens: 16, id: 0).count
         // All lines are equally long.
         let lines = (0..<5).map { request([UInt64($0)]) }
         var line: [UInt8] = []
@@ -255,7 +297,7 @@ struct RequestLogTests {
     func limitOfAll() throws {
         let counters = try logged(
             [request([1]), request([1], chunkTokens: 32), request([2]), request([3])],
-            byteLimit: 2 * TraceLine.header(chunkTokens: 16).count + 160)
+            byteLimit: 2 * TraceLine.header(chunkTokens: 16, id: 0).count + 160)
         #expect(counters.written == 2)
         #expect(counters.dropped == 2)
         #expect(scratch.files.count == 2)

@@ -251,6 +251,28 @@ struct TraceReaderTests {
         #expect(failure(String(header.dropLast(3))) != nil)
     }
 
+    @Test("Logs of two starts are refused as one trace; parts of one are not")
+    func twoLogs() throws {
+        func text(_ log: String, ms: Int) -> [UInt8] {
+            Array(
+                ("{\"kvasir_trace\": 1, \"chunk_tokens\": 4\(log)}\n"
+                    + "{\"ms\": \(ms), \"tokens\": 4, \"chunks\": [\"ab\"]}\n").utf8)
+        }
+        for (first, second, isGood) in [
+            ("", "", true), (", \"log\": \"1f\"", ", \"log\": \"1f\"", true),
+            (", \"log\": \"1f\"", ", \"log\": \"2f\"", false), (", \"log\": \"1f\"", "", false),
+        ] {
+            var reader = TraceReader(TraceReader.Options())
+            try text(first, ms: 1).withUnsafeBufferPointer { try reader.read($0, file: "one") }
+            do {
+                try text(second, ms: 2).withUnsafeBufferPointer { try reader.read($0, file: "two") }
+                #expect(isGood)
+            } catch {
+                #expect(!isGood && "\(error)".contains("one at a time"))
+            }
+        }
+    }
+
     @Test("The header is asked for, and its version is checked")
     func headers() throws {
         #expect(try #require(failure("{\"ms\": 1}", format: .kvasir)).contains("first line"))

@@ -9,6 +9,8 @@ struct KvasirTraceReader {
     private let options: TraceReader.Options
     /// Tokens of a chunk as the file's header says; nil where the next line must be a header.
     private var chunkTokens: Int?
+    /// What the headers so far say of which log they are.
+    private var log: String?
     private var names: [ChunkName] = []
     private var tokenIDs: [UInt32] = []
 
@@ -38,8 +40,10 @@ struct KvasirTraceReader {
     private mutating func readHeader(_ scanner: inout LineScanner) throws(LineProblem) {
         var version: Int?
         var tokens: Int?
+        var log: String?
         try scanner.object { (scanner, name) throws(LineProblem) in
             switch name {
+            case "log": log = String(decoding: try scanner.string(name), as: UTF8.self)
             case "kvasir_trace": version = try scanner.count(name, maximum: 1 << 20)
             case "chunk_tokens": tokens = try scanner.count(name, maximum: 1 << 20)
             default: try scanner.skipValue()
@@ -62,6 +66,12 @@ struct KvasirTraceReader {
                 "its chunks have \(tokens) tokens, those of the file before it "
                     + "\(builder.blockTokens); simulate them one at a time")
         }
+        if builder != nil, log != self.log {
+            throw LineProblem(
+                "it is the log of another start than the file before it, with other names for the "
+                    + "same chunks and another clock; simulate them one at a time")
+        }
+        self.log = log
         chunkTokens = tokens
         if builder != nil { return }
         do {

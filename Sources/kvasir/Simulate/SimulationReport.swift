@@ -190,6 +190,17 @@ struct SimulationReport {
             model += "; requests come \(Format.fixed(timing.speedup, 3)) times as fast"
         }
         notes.append(model + ".")
+        let service = timing.service
+        let hasDisk = points.contains { $0.diskCapacity > 0 }
+        let load = max(
+            service.loadSecondsPerToken, hasDisk ? service.diskLoadSecondsPerToken : 0)
+        if load > service.secondsPerToken {
+            notes.append(
+                "A token is computed in \(Format.fixed(service.secondsPerToken * 1e6, 1)) µs and "
+                    + "loaded in \(Format.fixed(load * 1e6, 1)) µs: loading at that bandwidth costs "
+                    + "time.\nAll that is found is loaded here; an engine that chooses computes it."
+            )
+        }
         if isOverloaded {
             notes.append(
                 "* More work comes than "

@@ -13,6 +13,7 @@ from connector_fakes import FakeStore
 from kvasir import Hint, KeyChain, root
 from kvasir.errors import KvasirError, NotConnected, ServerError
 from kvasir.hints import NO_HINT
+from kvasir.vllm.matcher import TELLS_MAX
 from support import wait_until
 
 PROMPT = random.Random(4).choices(range(900), k=200)
@@ -131,3 +132,52 @@ def test_nobody_waits_for_it(make_engine: Any, store: FakeStore) -> None:
     release.set()
     engine.run()
     assert len(store.requests) == 1
+
+
+def test_matches_go_before_what_is_told(make_engine: Any, store: FakeStore) -> None:
+    """Requests that are planned in one step don't wait for each other's telling."""
+    store.logs_requests = True
+    engine = make_engine(inline=False)
+    client = engine.scheduler.links[1].client
+    order: list[str] = []
+    for name in ("match", "log_request"):
+        original = getattr(client, name)
+
+        def noted(
+            *arguments: Any, _name: str = name, _original: Any = original, **more: Any
+        ) -> Any:
+            order.append(_name)
+            return _original(*arguments, **more)
+
+        setattr(client, name, noted)
+    for name in "abcd":
+        engine.add(Request(name, PROMPT[:40], 1))
+    engine.run()
+    wait_until(lambda: len(store.requests) == 4, "all are told")
+    assert order.index("log_request") >= order.count("match"), order
+
+
+def test_what_waits_to_be_told_is_bounded(make_engine: Any, store: FakeStore) -> None:
+    store.logs_requests = True
+    engine = make_engine(inline=False)
+    engine.generate("a", PROMPT[:40])
+    wait_until(lambda: len(store.requests) == 1, "it is told")
+    release = threading.Event()
+    client = engine.scheduler.links[1].client
+    original = client.log_request
+
+    def slow(*arguments: Any, **more: Any) -> bool:
+        assert release.wait(20)
+        return bool(original(*arguments, **more))
+
+    client.log_request = slow
+    matcher = engine.scheduler._matcher
+    space = engine.scheduler.space
+    count = 2 * TELLS_MAX
+    for tokens in range(count):
+        matcher.tell_request(space, root(space.id), b"", tokens, NO_HINT)
+    assert len(matcher._tells) <= TELLS_MAX
+    release.set()
+    wait_until(lambda: not matcher._tells, "the rest is told")
+    wait_until(lambda: store.requests[-1][1] == count - 1, "the newest are kept")
+    assert len(store.requests) <= TELLS_MAX + 2

@@ -10,6 +10,7 @@ waits for them.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import logging
 import queue
@@ -30,6 +31,14 @@ JOIN_S = 2.0
 """The thread is given this long to end."""
 UNRELEASED_MAX = 4096
 """So many releases are remembered while there is no connection."""
+TELLS_MAX = 1024
+"""So many requests wait to be told for the daemon's log; of more the oldest are left out of it."""
+TELL_IDLE_S = 0.002
+"""They are told when nothing else came for so long: who waits for a match doesn't wait for them."""
+
+
+def _nothing() -> None:
+    pass
 
 
 class Ticket:
@@ -133,8 +142,11 @@ class Matcher:
         self._busy_since: float | None = None
         self._logs_requests: tuple[Connection, bool] | None = None
         """Whether the daemon at the other end of a connection keeps a log of requests."""
+        self._tells: collections.deque[Callable[[], None]] = collections.deque(maxlen=TELLS_MAX)
         # Touched by the thread only.
         self._unreleased: list[tuple[bytes, int]] = []
+        self._is_idle = False
+        """Nothing but requests to be told of has come for a while."""
 
     @property
     def link(self) -> Link:
@@ -168,8 +180,19 @@ class Matcher:
         return answer is None or answer[0] is not connection or answer[1]
 
     def tell_request(self, space: Space, root: bytes, keys: bytes, tokens: int, hint: Hint) -> None:
-        """Tells of a request, for the daemon's request log; nobody waits for it."""
-        self._do(lambda: self._tell_request(space, root, keys, tokens, hint))
+        """Tells of a request, for the daemon's request log, when nothing else is to be done."""
+
+        def tell() -> None:
+            self._tell_request(space, root, keys, tokens, hint)
+
+        if self._inline:
+            self._do(tell)
+            return
+        if len(self._tells) == TELLS_MAX:
+            log.debug("Kvasir: a request is left out of the daemon's log")
+        self._tells.append(tell)
+        # The thread may wait for tasks without an end.
+        self._do(_nothing)
 
     def close(self) -> None:
         """Ends the thread and the connection; what was not asked yet is not asked."""
@@ -194,11 +217,27 @@ class Matcher:
             self._thread.start()
 
     def _run(self) -> None:
-        while (task := self._tasks.get()) is not None and not self._closed:
+        while (task := self._next()) is not None and not self._closed:
             try:
                 task()
             except Exception:
                 log.exception("Kvasir: the thread that matches met something unforeseen")
+
+    def _next(self) -> Callable[[], None] | None:
+        """What is to be done next; None ends the thread."""
+        # An engine that never rests must not keep them for ever.
+        if len(self._tells) > TELLS_MAX // 2:
+            return self._tells.popleft()
+        try:
+            if self._is_idle and self._tells:
+                task = self._tasks.get_nowait()
+            else:
+                task = self._tasks.get(timeout=TELL_IDLE_S if self._tells else None)
+        except queue.Empty:
+            self._is_idle = True
+            return self._tells.popleft()
+        self._is_idle = False
+        return task
 
     def _match(self, ticket: Ticket) -> None:
         if ticket.unwanted:
