@@ -164,7 +164,7 @@ extension StoreCore {
         for check in checks.values where check.purpose == .write {
             guard let write = disk.writes[check.chunk] else { continue }
             let space = spaces[chunks[check.chunk].space]!
-            promised[write.purpose.goesFirst]![Int(chunks[check.chunk].volume)] +=
+            promised[write.isMove]![Int(chunks[check.chunk].volume)] +=
                 space.shardPages[check.shard] * ExtentAllocator.pageBytes
         }
         if promised[true] != disk.volumes.map(\.log.promisedMoves.bytes)

@@ -56,9 +56,10 @@ extension StoreCore {
             if let page = allocator.allocate(pages: length, owner: owner, worth: policy.worthNow) {
                 return page
             }
-            if makeRoom(for: length, sparing: true) { continue }
+            if makeRoom(for: length) { continue }
             // What waits to be written goes only when nothing else can.
-            if !releasePassedOver() || !makeRoom(for: length, sparing: false) { return nil }
+            if !disk.isSparing || !releasePassedOver() { return nil }
+            disk.isSparing = false
         }
     }
 
@@ -67,7 +68,7 @@ extension StoreCore {
     /// the whole region.
     ///
     /// - Returns: false if nothing can go.
-    private mutating func makeRoom(for length: Int, sparing: Bool) -> Bool {
+    private mutating func makeRoom(for length: Int) -> Bool {
         var poorest: (group: UInt32, worth: UInt64)?
         for group in groupsByLength[length] ?? [] {
             guard let worth = policy.leastWorth(in: group) else { continue }
@@ -75,6 +76,7 @@ extension StoreCore {
             poorest = (group, worth)
         }
         let victim = poorest.flatMap { policy.victim(in: $0.group) }
+        if victim == nil, disk.syncs.isEmpty, !disk.passedOver.isEmpty { return false }
         if allocator.lengthCount > (victim == nil ? 0 : 1) {
             let place = cheapestPlace(for: length, below: poorest?.worth ?? .max)
             if let place, !place.isEmpty {
@@ -88,7 +90,7 @@ extension StoreCore {
         }
         guard let poorest, var victim else { return false }
         while true {
-            switch prepareEviction(victim, sparing: sparing) {
+            switch prepareEviction(victim) {
             case .mayGo:
                 evict(victim)
                 return true
@@ -99,7 +101,7 @@ extension StoreCore {
                 disk.passedOver.insert(victim)
             }
             guard let next = policy.victim(in: poorest.group) else {
-                return makeRoom(for: length, sparing: sparing)
+                return makeRoom(for: length)
             }
             victim = next
         }
@@ -173,6 +175,6 @@ extension StoreCore {
     func isMovable(_ chunk: UInt32) -> Bool {
         let entry = chunks[chunk]
         return entry.state == .sealed && entry.pins == 0 && entry.memory == .resident
-            && !isAwaitedOnDisk(chunk)
+            && !isAwaitedOnDisk(chunk) && !isSpared(chunk)
     }
 }

@@ -1,6 +1,7 @@
 internal import KVArena
 internal import KVIdentity
 internal import KVPolicy
+internal import KVTier
 
 // Pins, links between chunks, and the ways out of the store.
 
@@ -116,6 +117,12 @@ extension StoreCore {
         if chunks[chunk].hasTimeToLive { lives[chunk] = nil }
         if chunks[chunk].isPinnedUntil { endTimedPin(chunk) }
         let entry = chunks[chunk]
+        if isRecovering, fate == .dropped || fate == .expired {
+            // What follows it on a disk may still be found, and what was dropped be saved again before.
+            disk.recentDrops.insert(
+                .key(
+                    entry.key, root: roots[Int(entry.root)].digest, space: spaces[entry.space]!.id))
+        }
         index.remove(chunk, key: entry.key, chunks)
         fates.record(entry.key, fate, nowMs: currentTime / 1_000_000)
         count(fate, of: entry)

@@ -103,6 +103,8 @@ final class DiskSimulation {
     let turnsBits: Bool
     /// What is still to be handed to the core after a start.
     var recovery: (found: RecoveredDisks, batches: [RecoveredBatch])?
+    /// Of how many chunks the core is told at a time; any, if that isn't said.
+    var batchChunks: Int?
     var counts: [String: Int] = [:]
     private var isCrashing = false
     /// What was saved while the disks were read.
@@ -180,7 +182,7 @@ final class DiskSimulation {
             for segment in content.segments { core.found(volume: volume, segment, now: now) }
         }
         var batches: [RecoveredBatch] = []
-        found.forEachBatch(of: 1 + pick(20)) { batch in
+        found.forEachBatch(of: batchChunks ?? 1 + pick(20)) { batch in
             batches.append(batch)
             return true
         }

@@ -74,15 +74,19 @@ extension DiskLog {
 
     /// The same for one of which nothing gets lost, although no segment is needed yet.
     mutating func askForReserve() -> Bool {
-        let room = roomToMove
-        if let noVictim, room <= noVictim.room, noVictim.floors == floorChanges { return false }
+        let (room, roomForAll) = (roomToMove, roomForAll)
+        if let noVictim, room <= noVictim.room, roomForAll <= noVictim.roomForAll,
+            noVictim.floors == floorChanges
+        {
+            return false
+        }
         let victims = victims()
         if let empty = victims.empty {
             drain(empty)
         } else if let sparse = victims.sparse {
             ask(for: sparse, keepAll: true)
         } else {
-            noVictim = (room, floorChanges)
+            noVictim = (room, roomForAll, floorChanges)
             return false
         }
         return true
@@ -126,8 +130,7 @@ extension DiskLog {
         victimScans += 1
         let floors = lowestSequences()
         let room = roomToMove
-        // What is on its way can't be kept back.
-        let roomForAll = room - roomForMoves() - roomForSaves - slack
+        let roomForAll = roomForAll
         var victims = Victims()
         var sparseBytes = Int.max
         var oldestFits = false
@@ -166,6 +169,9 @@ extension DiskLog {
     private var roomForSaves: Int {
         queue.bytes + promisedSaves.bytes + overhead(records: queue.count + promisedSaves.records)
     }
+
+    /// What can take all that is alive in a segment: what is on its way can't be kept back.
+    private var roomForAll: Int { roomToMove - roomForMoves() - roomForSaves - slack }
 
     /// Bytes that can be written without another segment.
     var roomToMove: Int {

@@ -4,8 +4,8 @@ package import KVTier
 
 extension DiskLog {
     package func takesWrites(now: UInt64) -> Bool {
-        guard isWriting(now), queuedBytes < configuration.queueBytes,
-            queue.count < configuration.queueRecords
+        guard isWriting(now), queuedBytes + promisedSaves.bytes < queueBytes,
+            queue.count + promisedSaves.records < configuration.queueRecords
         else { return false }
         return leavesRoomToMove
     }
@@ -14,6 +14,10 @@ extension DiskLog {
         isWriting(now)
             && roomForMoves(bytes: bytes, records: records) + slack <= roomToMove
     }
+
+    /// How much may be on its way. Of a segment a part only: half of one is left when the next is asked
+    /// for, and it must take what is on its way and what a sparse segment has.
+    private var queueBytes: Int { min(configuration.queueBytes, configuration.segmentBytes / 4) }
 
     private func isWriting(_ now: UInt64) -> Bool {
         if isStalled { return false }

@@ -60,8 +60,9 @@ package struct DiskLog: KVTier {
     /// Counts times that the lowest sequence of a file went away.
     var floorChanges: UInt64 = 0
     var lastFloorChange: UInt64 = 0
-    /// The room and the floors with which no segment was worth emptying, until that may change.
-    var noVictim: (room: Int, floors: UInt64)?
+    /// The room, also for all that is alive in a segment, and the floors with which no segment was worth
+    /// emptying, until that may change.
+    var noVictim: (room: Int, roomForAll: Int, floors: UInt64)?
     /// Counts how often all segments were looked at for one that is worth emptying.
     var victimScans = 0
     /// Something may be done that nobody has waited for.

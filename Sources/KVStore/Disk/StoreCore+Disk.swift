@@ -41,6 +41,9 @@ struct DiskState {
     var loads: [UInt32: DiskLoad] = [:]
     /// Of those that wait, the ones that should have been evicted, and stay until they are written.
     var passedOver: Set<UInt32> = []
+    /// Whether what waits to be written is passed over; not from when nothing else was left to be
+    /// evicted until a write has ended.
+    var isSparing = true
     /// A sync has begun since ``passedOver`` was last released.
     var hasBegunSync = false
     var syncs: [UInt64: DiskSync] = [:]
@@ -78,22 +81,10 @@ struct DiskWrite {
     /// Shards that the disk has.
     var placedShards: [Int] = []
     var fault: TierFault?
-    var purpose: DiskWritePurpose
+    /// It is written again to keep it.
+    var isMove: Bool
     /// A copy that was found meanwhile: durable, so it is the one to keep.
     var older: DiskCopy?
-}
-
-/// Why a chunk is written.
-enum DiskWritePurpose {
-    /// No disk has it yet.
-    case save
-    /// Its segment is wanted back, and it is to be kept.
-    case move
-    /// No disk has it yet, and what is to be moved needs its memory.
-    case makeRoom
-
-    /// Whether it goes before what is saved, into room that is kept for moves.
-    var goesFirst: Bool { self != .save }
 }
 
 /// Where a disk has a chunk since before this start.

@@ -117,7 +117,6 @@ extension StoreCore {
                 // holds the memory may wait for this segment.
                 disk.reclaims[index].retryAt = currentTime + Self.retryNanoseconds
                 disk.reclaims[index].refusals += 1
-                writeForRoom(volume: reclaim.volume)
                 if mustStay, reclaim.refusals < Self.refusedLoads { return false }
             }
             removeSubtree(chunk, fate: .evictedFromDisk)
@@ -137,26 +136,8 @@ extension StoreCore {
         }
         // The bound of the queue is not for this: what waits there waits for the segment. It stays on
         // its disk, which uses the segment again only when what left it is durable there.
-        startWrite(chunk, volume: reclaim.volume, serial: disk.nextSerial(), purpose: .move)
+        startWrite(chunk, volume: reclaim.volume, serial: disk.nextSerial(), isMove: true)
         return false
-    }
-
-    /// Writes a chunk that is kept in memory because a sync waits for it, so that it can be evicted.
-    ///
-    /// It can't wait for its turn: that comes when the segment has been let go of, and for that what
-    /// is in the segment needs memory. So it takes room that is kept for moves.
-    private mutating func writeForRoom(volume: Int) {
-        let leaf = disk.passedOver.filter {
-            isAwaitedOnDisk($0) && chunks[$0].pins == 0 && chunks[$0].residentChildren == 0
-        }.min { disk.waiting[$0]! < disk.waiting[$1]! }
-        guard let leaf,
-            disk.volumes[volume].log.takesMove(
-                bytes: spaces[chunks[leaf].space]!.chunkBytes, records: shardCount(of: leaf),
-                now: currentTime)
-        else { return }
-        let serial = disk.waiting[leaf]!
-        leaveDiskQueue(leaf)
-        startWrite(leaf, volume: volume, serial: serial, purpose: .makeRoom)
     }
 
     /// Whether something that follows the chunk is in memory, or on its way to a disk.
@@ -185,7 +166,7 @@ extension StoreCore {
             if disk.volumes[reclaim.volume].log.isSuspended { return false }
             leaveDiskQueue(chunk)
             disk.reclaims[index].pinned[chunk] = attempts + 1
-            startWrite(chunk, volume: reclaim.volume, serial: disk.nextSerial(), purpose: .move)
+            startWrite(chunk, volume: reclaim.volume, serial: disk.nextSerial(), isMove: true)
             return false
         }
         disk.reclaims[index].pinned[chunk] = nil
@@ -213,7 +194,7 @@ extension StoreCore {
     /// there, and may wait for this very segment.
     private func isBeingMoved(_ chunk: UInt32, _ reclaim: DiskReclaim) -> Bool {
         guard let write = disk.writes[chunk] else { return false }
-        if write.purpose == .move || reclaim.pinned[chunk] != nil { return true }
+        if write.isMove || reclaim.pinned[chunk] != nil { return true }
         if let older = write.older, isIn(older, reclaim) { return true }
         return Int(chunks[chunk].volume) == reclaim.volume
             && write.placedShards.contains {

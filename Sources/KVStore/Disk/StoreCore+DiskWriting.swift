@@ -44,11 +44,10 @@ extension StoreCore {
         case isPassedOver
     }
 
-    /// - Parameter sparing: what waits to be written may be passed over although nobody asked for it.
-    mutating func prepareEviction(_ chunk: UInt32, sparing: Bool) -> BeforeEviction {
+    mutating func prepareEviction(_ chunk: UInt32) -> BeforeEviction {
         if !hasDisks || chunks[chunk].disk == .written { return .mayGo }
         let isAwaited = isAwaitedOnDisk(chunk)
-        if sparing, !isAwaited, isSpared(chunk) { return .isPassedOver }
+        if !isAwaited, isSpared(chunk) { return .isPassedOver }
         let isAdmitted = configuration.admission == .eviction && isAcceptedByDisks(chunk)
         if !isAwaited && !isAdmitted { return .mayGo }
         guard mayStartWrite, let volume = volumeThatTakesWrites() else {
@@ -56,7 +55,7 @@ extension StoreCore {
         }
         let serial = disk.waiting[chunk] ?? disk.nextSerial()
         leaveDiskQueue(chunk)
-        startWrite(chunk, volume: volume, serial: serial, purpose: .save)
+        startWrite(chunk, volume: volume, serial: serial, isMove: false)
         return .isWritten
     }
 
@@ -67,8 +66,8 @@ extension StoreCore {
 
     /// Whether something else is evicted first, because a disk will soon have the chunk: what is evicted
     /// before that is lost. A disk that is slower than what is saved gets no more memory than a share.
-    private func isSpared(_ chunk: UInt32) -> Bool {
-        chunks[chunk].disk == .waiting
+    func isSpared(_ chunk: UInt32) -> Bool {
+        chunks[chunk].disk == .waiting && disk.isSparing
             && disk.waitingBytes <= configuration.arenaBytes / Self.sparedShareOfArena
             && disk.volumes.contains { $0.log.suspensionFault == nil }
     }
@@ -135,7 +134,7 @@ extension StoreCore {
             guard let next = firstInQueue(), let volume = volumeThatTakesWrites() else { return }
             popQueue()
             leaveDiskQueue(next.chunk)
-            startWrite(next.chunk, volume: volume, serial: next.serial, purpose: .save)
+            startWrite(next.chunk, volume: volume, serial: next.serial, isMove: false)
         }
     }
 
@@ -176,18 +175,18 @@ extension StoreCore {
 
     /// Has a resident chunk hashed and written.
     mutating func startWrite(
-        _ chunk: UInt32, volume: Int, serial: UInt64, purpose: DiskWritePurpose
+        _ chunk: UInt32, volume: Int, serial: UInt64, isMove: Bool
     ) {
         let space = spaces[chunks[chunk].space]!
         chunks[chunk].disk = .writing
         chunks[chunk].volume = UInt8(volume)
         pin(chunk)
         disk.writes[chunk] = DiskWrite(
-            serial: serial, shardsMissing: space.shardPages.count, purpose: purpose)
+            serial: serial, shardsMissing: space.shardPages.count, isMove: isMove)
         disk.bytesUnderWay += space.chunkBytes
         disk.turnBytes += space.chunkBytes
         promise(
-            volume: volume, purpose, bytes: space.chunkBytes, records: space.shardPages.count)
+            volume: volume, isMove, bytes: space.chunkBytes, records: space.shardPages.count)
         for shard in space.shardPages.indices {
             start(Check(chunk: chunk, shard: shard, purpose: .write))
         }
@@ -195,9 +194,9 @@ extension StoreCore {
 
     /// Tells a disk what is being prepared for it, or no longer is.
     private mutating func promise(
-        volume: Int, _ purpose: DiskWritePurpose, bytes: Int, records: Int
+        volume: Int, _ isMove: Bool, bytes: Int, records: Int
     ) {
-        if purpose.goesFirst {
+        if isMove {
             disk.volumes[volume].log.promisedMoves.bytes += bytes
             disk.volumes[volume].log.promisedMoves.records += records
         } else {
@@ -212,8 +211,8 @@ extension StoreCore {
         let space = spaces[entry.space]!
         let length = space.shardPages[check.shard] * ExtentAllocator.pageBytes
         promise(
-            volume: Int(entry.volume), disk.writes[check.chunk]!.purpose, bytes: -length,
-            records: -1)
+            volume: Int(entry.volume), disk.writes[check.chunk]!.isMove, bytes: -length, records: -1
+        )
         var isGood = entry.state == .sealed && disk.writes[check.chunk]!.fault == nil
         if hasChanged(check, checksum), isGood {
             reportDamage(check.chunk)
@@ -234,7 +233,7 @@ extension StoreCore {
                 expiresMs: expiryMs(of: check.chunk)),
             from: tierExtent(of: check.chunk, shard: check.shard),
             owner: Self.owner(check.chunk, shard: check.shard),
-            isMove: disk.writes[check.chunk]!.purpose.goesFirst, now: currentTime)
+            isMove: disk.writes[check.chunk]!.isMove, now: currentTime)
     }
 
     mutating func written(_ owner: UInt64, _ place: TierPlace) {
@@ -256,6 +255,7 @@ extension StoreCore {
 
     private mutating func writeEnded(_ chunk: UInt32) {
         let write = disk.writes.removeValue(forKey: chunk)!
+        disk.isSparing = true
         let entry = chunks[chunk]
         let space = spaces[entry.space]!
         disk.bytesUnderWay -= space.chunkBytes
@@ -266,7 +266,7 @@ extension StoreCore {
             disk.writtenCount += 1
             counters.chunksWritten += 1
             counters.bytesWritten += space.space.chunkBytes
-            if write.purpose == .move {
+            if write.isMove {
                 counters.chunksMoved += 1
                 counters.bytesMoved += space.space.chunkBytes
             }

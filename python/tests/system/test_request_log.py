@@ -42,6 +42,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
     text = file.read_text(encoding="ascii")
     assert text.endswith("\n")
     header, *requests = [json.loads(line) for line in text.splitlines()]
+    assert len(header.pop("log")) == 16
     assert header == {
         "kvasir_trace": 1,
         "chunk_tokens": int(file.stem.split("Z-")[1].split("-")[0]),

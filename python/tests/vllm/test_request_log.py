@@ -134,8 +134,11 @@ def test_nobody_waits_for_it(make_engine: Any, store: FakeStore) -> None:
     assert len(store.requests) == 1
 
 
-def test_matches_go_before_what_is_told(make_engine: Any, store: FakeStore) -> None:
+def test_matches_go_before_what_is_told(
+    make_engine: Any, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Requests that are planned in one step don't wait for each other's telling."""
+    monkeypatch.setattr("kvasir.vllm.matcher.TELL_IDLE_S", 0.5)
     store.logs_requests = True
     engine = make_engine(inline=False)
     client = engine.scheduler.links[1].client
