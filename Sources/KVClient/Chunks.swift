@@ -50,6 +50,8 @@ public struct ListedChunk: Sendable, Hashable {
     public let idleMs: Int
     /// Whether something holds, reads or pins it, or a chunk that follows it.
     public let isPinned: Bool
+    /// Whether it is pinned for good; false of a server that has no such pins.
+    public let isStatic: Bool
 }
 
 /// Some chunks of a listing.

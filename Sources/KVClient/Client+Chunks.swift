@@ -137,6 +137,7 @@ extension ListedChunk {
         else { return nil }
         self.init(
             key: key, parent: Digest(hex: parent), root: Root(root), space: space, number: number,
-            location: location, byteCount: bytes, idleMs: idleMs, isPinned: pinned != 0)
+            location: location, byteCount: bytes, idleMs: idleMs, isPinned: pinned != 0,
+            isStatic: fields["static"]?.integer ?? 0 != 0)
     }
 }

@@ -1,4 +1,5 @@
 public import KVIdentity
+public import KVPolicy
 internal import RESP
 
 extension Client {
@@ -101,16 +102,19 @@ extension Client {
         try count("KV.PREFETCH", space, root, keys, timeoutMs)
     }
 
-    /// Keeps leading chunks from eviction for a time. - Returns: how many.
+    /// Keeps leading chunks from eviction for a time, or for good. - Returns: how many.
     public func pin(
-        _ space: CacheSpace, root: Root, keys: [Digest], forMs: Int, timeoutMs: Int? = nil
+        _ space: CacheSpace, root: Root, keys: [Digest], for duration: PinDuration,
+        timeoutMs: Int? = nil
     )
         throws(ClientError) -> Int
     {
-        try count("KV.PIN", space, root, keys, timeoutMs, more: 1) { $0.bulk(decimal: forMs) }
+        try count("KV.PIN", space, root, keys, timeoutMs, more: 1) { $0.bulk(duration.text) }
     }
 
-    /// Takes pins away. - Returns: of how many chunks.
+    /// Takes pins away, those without end too; what is pinned without end keeps what it follows.
+    ///
+    /// - Returns: of how many chunks.
     public func unpin(_ space: CacheSpace, root: Root, keys: [Digest], timeoutMs: Int? = nil)
         throws(ClientError) -> Int
     {

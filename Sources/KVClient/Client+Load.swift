@@ -32,12 +32,12 @@ extension Client {
     ///   - holdMs: how long the hold lasts at most.
     ///   - readers: how many read leases will be taken on it.
     ///   - hint: what is known of the time after this request, for eviction.
-    ///   - pinMs: for so long nothing that is found is evicted, as far as half the server's memory goes.
+    ///   - pin: for so long nothing that is found is evicted, as far as half the server's memory goes.
     public func match(
         _ space: CacheSpace, root: Root, keys: [Digest], holdMs: Int? = nil, readers: Int = 1,
-        hint: ReuseHint = .none, pinMs: Int? = nil, timeoutMs: Int? = nil
+        hint: ReuseHint = .none, pin: PinDuration? = nil, timeoutMs: Int? = nil
     ) throws(ClientError) -> Match {
-        let hints = HintArguments(hint, pinMs: pinMs)
+        let hints = HintArguments(hint, pin: pin)
         return try ask(
             "KV.MATCH", space, root, keys, more: (holdMs == nil ? 0 : 4) + hints.count,
             timeoutMs: timeoutMs,

@@ -27,7 +27,7 @@ extension Client {
         timeoutMs: Int? = nil
     ) throws(ClientError) -> Bool {
         let hints = HintArguments(
-            ReuseHint(hint.expectation, seconds: hint.seconds), pinMs: nil)
+            ReuseHint(hint.expectation, seconds: hint.seconds), pin: nil)
         return try ask(
             "KV.REQUEST", space, root, keys, more: 2 + hints.count, timeoutMs: timeoutMs,
             write: { writer in

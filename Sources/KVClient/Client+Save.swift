@@ -12,15 +12,15 @@ extension Client {
     ///   - parent: the key of the chunk in front of the first.
     ///   - timeToLiveMs: after it nothing more can be committed.
     ///   - hint: what is known of the time after this request, for eviction.
-    ///   - pinMs: for so long nothing that is sealed under the lease is evicted, as far as half the
+    ///   - pin: for so long nothing that is sealed under the lease is evicted, as far as half the
     ///     server's memory goes.
     /// - Throws: `KVGAP` and `KVCHAIN` for keys that can't be; want of room is told in ``WriteLease/states``.
     public func reserve(
         _ space: CacheSpace, root: Root, keys: [Digest], parent: Digest? = nil,
-        timeToLiveMs: Int = 60_000, hint: ReuseHint = .none, pinMs: Int? = nil,
+        timeToLiveMs: Int = 60_000, hint: ReuseHint = .none, pin: PinDuration? = nil,
         timeoutMs: Int? = nil
     ) throws(ClientError) -> WriteLease {
-        let hints = HintArguments(hint, pinMs: pinMs)
+        let hints = HintArguments(hint, pin: pin)
         let lease: WriteLease = try ask(
             "KV.RESERVE", space, root, keys, more: (parent == nil ? 2 : 4) + hints.count,
             timeoutMs: timeoutMs, mapsArena: true,

@@ -5,11 +5,11 @@ internal import RESP
 struct HintArguments {
     private let words: [String]
 
-    init(_ hint: ReuseHint, pinMs: Int?) {
+    init(_ hint: ReuseHint, pin: PinDuration?) {
         var words: [String] = []
         if hint.expectation != .unknown { words += ["HINT", hint.text] }
         if hint.priority != 0 { words += ["PRIORITY", "\(hint.priority)"] }
-        if let pinMs { words += ["PIN", "\(pinMs)"] }
+        if let pin { words += ["PIN", pin.text] }
         self.words = words
     }
 
@@ -18,5 +18,15 @@ struct HintArguments {
 
     func write(to writer: inout ReplyWriter) {
         for word in words { writer.bulk(word) }
+    }
+}
+
+extension PinDuration {
+    /// As commands take it.
+    var text: String {
+        switch self {
+        case .milliseconds(let ms): "\(ms)"
+        case .forever: "FOREVER"
+        }
     }
 }

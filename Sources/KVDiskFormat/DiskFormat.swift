@@ -41,6 +41,15 @@ package enum DiskFormat {
     /// The longest description of a space.
     package static let largestSpaceBytes = 256 << 10
 
+    /// Bytes of a static chunk in the list of them.
+    package static let staticEntryBytes = 128
+    /// The most static chunks that a list has.
+    package static let mostStaticChunks = 65_536
+
+    /// The file that says which chunks are static, and its name while it is written.
+    package static let staticListName = "kvasir-static"
+    package static let newStaticListName = "kvasir-static.new"
+
     /// The file that says which disk a directory is; the server that uses it locks it.
     package static let diskHeaderName = "kvasir-disk"
 
@@ -106,9 +115,10 @@ struct DiskMagic: Equatable {
     static let group = DiskMagic("KVGROUP1")
     static let footer = DiskMagic("KVFOOTR1")
     static let trailer = DiskMagic("KVTRAIL1")
+    static let staticList = DiskMagic("KVSTATIC")
 
     /// Whether it is the start of a file, where another one means that the file is not ours.
-    var startsFile: Bool { self == .disk || self == .segment }
+    var startsFile: Bool { self == .disk || self == .segment || self == .staticList }
 
     private init(_ text: String) {
         precondition(text.utf8.count == 8, "a magic number has eight bytes")

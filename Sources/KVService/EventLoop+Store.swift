@@ -122,12 +122,27 @@ extension EventLoop {
         return hint
     }
 
-    /// For how long a request wants its chunks kept: `PIN ms`.
-    private func pinMs(_ arguments: Arguments, _ options: [String: Int]) throws(CommandError)
-        -> UInt64?
+    /// For how long a request wants its chunks kept: `PIN ms` or `PIN FOREVER`.
+    private func pin(_ arguments: Arguments, _ options: [String: Int]) throws(CommandError)
+        -> PinDuration?
     {
-        guard let index = options["PIN"] else { return nil }
-        return UInt64(try arguments.integer(index, "PIN", 1...Int(StoreLimits.lifetimeMs)))
+        try options["PIN"].map { index throws(CommandError) in
+            try pinDuration(arguments, index, "PIN")
+        }
+    }
+
+    private func pinDuration(_ arguments: Arguments, _ index: Int, _ what: String)
+        throws(CommandError) -> PinDuration
+    {
+        if arguments.matches(index, "FOREVER") { return .forever }
+        let most = Int(StoreLimits.lifetimeMs)
+        guard let ms = Argument.integer(arguments[index]), (1...most).contains(ms) else {
+            throw CommandError(
+                "KVARG",
+                "\(what) is '\(arguments.text(index).prefix(32))'; give a number from 1 to \(most), or FOREVER"
+            )
+        }
+        return .milliseconds(ms)
     }
 
     private static let hints = ["HINT", "PIN", "PRIORITY"]
@@ -242,7 +257,7 @@ extension EventLoop {
     }
 
     private func write(_ chunk: StoreCore.ChunkDescription, _ connection: Connection) {
-        connection.writer.map(9)
+        connection.writer.map(10)
         connection.writer.bulk("key")
         connection.writer.bulk(chunk.key.hex)
         connection.writer.bulk("parent")
@@ -261,6 +276,8 @@ extension EventLoop {
         connection.writer.integer(Int(chunk.idleMs))
         connection.writer.bulk("pinned")
         connection.writer.integer(chunk.isPinned ? 1 : 0)
+        connection.writer.bulk("static")
+        connection.writer.integer(chunk.isStatic ? 1 : 0)
     }
 
     private func arena(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
@@ -291,11 +308,11 @@ extension EventLoop {
             readers = try arguments.integer(index, "READERS", 1...65_536)
         }
         let (session, count) = (connection.session.id, readers)
-        let (hint, pinMs) = (try hint(arguments, options), try pinMs(arguments, options))
+        let (hint, duration) = (try hint(arguments, options), try pin(arguments, options))
         let match = try apply { core, now throws(StoreError) in
             try core.match(
                 space: target.space, root: target.root, keys: target.keys, holdMs: holdMs,
-                readers: count, hint: hint, pinMs: pinMs, session: session, now: now)
+                readers: count, hint: hint, pin: duration, session: session, now: now)
         }
         logMatch(target, match, hint, connection)
         let tiers = match.tiers.map(\.rawValue)
@@ -399,11 +416,12 @@ extension EventLoop {
             tag = UInt64(try arguments.integer(index, "TAG", 0...Int.max))
         }
         let (session, before, time, name) = (connection.session.id, parent, UInt64(ms), tag)
-        let (hint, pinMs) = (try hint(arguments, options), try pinMs(arguments, options))
+        let (hint, duration) = (try hint(arguments, options), try pin(arguments, options))
         let reservation = try apply { core, now throws(StoreError) in
             try core.reserve(
                 space: target.space, root: target.root, keys: target.keys, parent: before,
-                timeToLiveMs: time, tag: name, hint: hint, pinMs: pinMs, session: session, now: now)
+                timeToLiveMs: time, tag: name, hint: hint, pin: duration, session: session, now: now
+            )
         }
         connection.writer.array(4)
         connection.writer.integer(Int(reservation.lease))
@@ -488,12 +506,12 @@ extension EventLoop {
     }
 
     private func pin(_ arguments: Arguments, _ connection: Connection) throws(CommandError) {
-        let ms = UInt64(try arguments.integer(4, "the time", 1...Int(StoreLimits.lifetimeMs)))
+        let duration = try pinDuration(arguments, 4, "the time")
         let count = try applyToKeys(arguments, connection) {
             core, target, session, now throws(StoreError) in
             try core.pin(
-                space: target.space, root: target.root, keys: target.keys, ms: ms, session: session,
-                now: now)
+                space: target.space, root: target.root, keys: target.keys, for: duration,
+                session: session, now: now)
         }
         connection.writer.integer(count)
     }

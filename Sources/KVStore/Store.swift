@@ -18,7 +18,7 @@ internal import Synchronization
 /// copying. Beside the callers work threads: `kv-fault` fault the arena in and end, `kv-check`
 /// hashes what is sampled for verification and what comes from disks, `kv-flush` hashes what goes to
 /// disks, when nobody else needs the processor, `kv-recover` reads what all disks have at the start
-/// and ends, and the disks have their own.
+/// and ends, `kv-static` keeps the list of static chunks on them, and the disks have their own.
 public final class Store: Sendable {
     /// How a store is made.
     public struct Configuration: Sendable {
@@ -83,6 +83,7 @@ public final class Store: Sendable {
     private let threads = Locked<[NamedThread]>([])
     private let disks: [DiskVolume]
     private let recovery: DiskRecoveryRun
+    private let statics: StaticKeeper
     private let leaseReady = Locked<(@Sendable (UInt64) -> Void)?>(nil)
     private let syncEnded = Locked<(@Sendable (UInt64, StoreError?) -> Void)?>(nil)
     /// Callers that wait for the checks of their read lease.
@@ -113,6 +114,7 @@ public final class Store: Sendable {
                 policy: configuration.policy.make()))
         disks = try DiskVolume.open(configuration.disks, arena: arena, logger: logger)
         recovery = DiskRecoveryRun(disks, logger: logger)
+        statics = StaticKeeper(logger: logger)
         faulter = ArenaFaulter(arena: arena, slabBytes: slab, logger: configuration.logger)
         let processors = max(1, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))))
         start(faultThreads: configuration.faultThreads ?? min(4, processors))
@@ -212,6 +214,8 @@ public final class Store: Sendable {
         if isStopping.exchange(true, ordering: .acquiringAndReleasing) { return }
         faulter.stop()
         recovery.stop()
+        // While the directories are still this store's.
+        statics.stop { core.withLock { $0.staticList } }
         for disk in disks { disk.stop() }
         for queue in [checks, flushes] { queue.wake() }
         let started = threads.withLock { threads in
@@ -297,6 +301,7 @@ public final class Store: Sendable {
                 }
             case .synced(let ticket, let fault):
                 endSync(ticket, fault.map { StoreError(.disk, $0.message) })
+            case .keepStatics: statics.listHasChanged()
             case .leaseReady(let lease):
                 waiters.withLock { $0[lease] }?.signal()
                 leaseReady.withLock { $0 }?(lease)
@@ -373,6 +378,12 @@ public final class Store: Sendable {
     }
 
     private func startDisks() {
+        if !disks.isEmpty {
+            // Before anything is found or saved.
+            let marks = statics.load(disks)
+            withCore { core, _ in core.restoreStatics(marks) }
+            statics.start { [weak self] in self?.withCore { core, _ in core.staticList } }
+        }
         for (volume, opened) in disks.enumerated() {
             let added = withCore { core, _ in core.add(opened.makeLog()) }
             precondition(added == volume, "disks have the numbers that the core gave them")

@@ -35,6 +35,8 @@ extension StoreCore {
         package var idleMs: UInt64
         /// Whether somebody holds, reads or has pinned it, or something that follows it.
         package var isPinned: Bool
+        /// Whether it is pinned for good.
+        package var isStatic: Bool
     }
 
     /// Lists chunks that can be matched, or those that are being written, some at a time. A chunk
@@ -80,7 +82,7 @@ extension StoreCore {
             parent: entry.parent == Chunk.none ? nil : chunks[entry.parent].key,
             space: entry.space, number: entry.number,
             location: location(of: chunk), bytes: spaces[entry.space]!.space.chunkBytes,
-            idleMs: seconds * 1000, isPinned: entry.pins > 0)
+            idleMs: seconds * 1000, isPinned: entry.pins > 0, isStatic: isStatic(chunk))
     }
 
     /// Seconds of the core's clock, as chunks keep them.

@@ -7,6 +7,9 @@ extension StoreCore {
     package var nextDeadline: UInt64? {
         var earliest = deadlines.earliest ?? .max
         for volume in disk.volumes { earliest = min(earliest, volume.log.nextDeadline ?? .max) }
+        if statics.isWaiting, statics.retryAt > currentTime {
+            earliest = min(earliest, statics.retryAt)
+        }
         for reclaim in disk.reclaims where reclaim.retryAt > currentTime {
             earliest = min(earliest, reclaim.retryAt)
         }

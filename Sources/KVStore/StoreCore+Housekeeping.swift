@@ -3,7 +3,7 @@ internal import KVDisk
 package import KVIdentity
 internal import KVTier
 
-// Looking, pinning, expiring, dropping.
+// Looking and dropping.
 
 extension StoreCore {
     /// Where a chunk is.
@@ -116,79 +116,6 @@ extension StoreCore {
         return "all \(found.count) chunks are here, \(onDisk) of them on disk only"
     }
 
-    /// Keeps the leading keys from eviction for `ms`. - Returns: how many.
-    package mutating func pin(
-        space handle: UInt32, root: Digest, keys: [Digest], ms: UInt64, session: SessionID,
-        now: UInt64
-    ) throws(StoreError) -> Int {
-        advance(to: now)
-        try requireKeys(keys)
-        let space = try requireSpace(handle, session: session)
-        try requireLifetime(ms, smallest: 1)
-        let found = visiblePrefix(space: handle, root: root, keys: keys)
-        let added = found.count { !chunks[$0].isPinnedUntil } * space.chunkBytes
-        if added > pinnableBytes {
-            throw StoreError(
-                .limit,
-                "\(pinnedBytes) bytes are pinned; with these \(added) it would be more than half the arena"
-            )
-        }
-        let until = currentTime + ms * 1_000_000
-        for chunk in found.reversed() { pin(chunk, until: until) }
-        return found.count
-    }
-
-    /// Does so as a request has hinted: as many of the leading chunks as may be pinned still, and
-    /// none for less long than it is pinned already.
-    mutating func pinAsHinted(_ run: [UInt32], until: UInt64) {
-        var room = pinnableBytes
-        let kept = run.prefix { chunk in
-            if !chunks[chunk].isPinnedUntil { room -= spaces[chunks[chunk].space]!.chunkBytes }
-            return room >= 0
-        }
-        counters.pinsRefused += run.count - kept.count
-        for chunk in kept.reversed() where pinsUntil[chunk] ?? 0 < until {
-            pin(chunk, until: until)
-        }
-    }
-
-    private var pinnableBytes: Int {
-        configuration.arenaBytes / StoreLimits.pinnedShareOfArena - pinnedBytes
-    }
-
-    private mutating func pin(_ chunk: UInt32, until: UInt64) {
-        if !chunks[chunk].isPinnedUntil {
-            chunks[chunk].isPinnedUntil = true
-            pinnedBytes += spaces[chunks[chunk].space]!.chunkBytes
-            pin(chunk)
-        }
-        pinsUntil[chunk] = until
-        deadlines.add(.pin(chunk: chunk), due: until)
-    }
-
-    /// Takes pins off the leading keys. - Returns: how many had one.
-    package mutating func unpin(
-        space handle: UInt32, root: Digest, keys: [Digest], session: SessionID, now: UInt64
-    ) throws(StoreError) -> Int {
-        advance(to: now)
-        try requireKeys(keys)
-        _ = try requireSpace(handle, session: session)
-        var count = 0
-        for chunk in visiblePrefix(space: handle, root: root, keys: keys)
-        where chunks[chunk].isPinnedUntil {
-            endTimedPin(chunk)
-            count += 1
-        }
-        return count
-    }
-
-    mutating func endTimedPin(_ chunk: UInt32) {
-        pinsUntil[chunk] = nil
-        chunks[chunk].isPinnedUntil = false
-        pinnedBytes -= spaces[chunks[chunk].space]!.chunkBytes
-        unpin(chunk)
-    }
-
     /// Drops the given keys and all chunks that follow any of them. - Returns: how many went.
     package mutating func drop(
         space handle: UInt32, root: Digest, keys: [Digest], session: SessionID, now: UInt64
@@ -212,6 +139,7 @@ extension StoreCore {
             dropOnDisks(.key(key, root: root, space: space.id))
             if let chunk { count += removeSubtree(chunk, fate: .dropped) }
         }
+        endMarks(ofMissing: keys, root: root, space: space.id)
         return count
     }
 
@@ -222,6 +150,7 @@ extension StoreCore {
         advance(to: now)
         let space = try requireSpace(handle, session: session)
         dropOnDisks(.root(root, space: space.id))
+        endMarksOfMissing { $0.root == root && $0.space == space.id }
         guard let slot = rootSlots[root], roots[Int(slot)].space == handle else { return 0 }
         return dropRoot(slot)
     }
@@ -234,6 +163,7 @@ extension StoreCore {
                 .unknownSpace, "no space has the handle \(handle); KV.SPACES lists them")
         }
         dropOnDisks(.space(space.id))
+        endMarksOfMissing { $0.space == space.id }
         return space.roots.sorted().reduce(0) { $0 + dropRoot($1) }
     }
 

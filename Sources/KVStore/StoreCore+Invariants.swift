@@ -104,6 +104,7 @@ extension StoreCore {
             return "\(pages) pages owned, \(allocator.usedPages) used"
         }
         if let broken = brokenDiskCounts() { return broken }
+        if let broken = brokenPins() { return broken }
         for (handle, space) in spaces where space.chunkCount != perSpace[handle] ?? 0 {
             return "space \(handle): chunk count"
         }
@@ -115,6 +116,34 @@ extension StoreCore {
 }
 
 extension StoreCore {
+    private func brokenPins() -> String? {
+        let pinned = pinsUntil.keys.reduce(0) { $0 + chunkBytes(of: $1) }
+        if pinned != pinnedBytes { return "\(pinned) bytes pinned, \(pinnedBytes) counted" }
+        if pinnableBytes < 0 { return "more than half the arena is pinned" }
+        for (chunk, until) in pinsUntil where until == Self.never && !isStatic(chunk) {
+            return "chunk \(chunk): pinned without end, and not static"
+        }
+        if statics.marks.count > StoreLimits.staticChunks { return "too many static chunks" }
+        let present = statics.marks.values.filter { $0.bytes > 0 }
+        if present.count != statics.presentCount { return "static chunks that are here" }
+        if present.reduce(0, { $0 + $1.bytes }) != statics.bytes { return "static bytes" }
+        for (key, mark) in statics.marks {
+            let chunk = index.find(key, chunks).flatMap { isStatic($0) ? $0 : nil }
+            guard let chunk else {
+                if mark.bytes > 0 { return "\(key): static, and not here" }
+                continue
+            }
+            if chunks[chunk].state == .sealed, mark.bytes != chunkBytes(of: chunk) {
+                return "chunk \(chunk): static, but counted as missing"
+            }
+            let parent = chunks[chunk].parent
+            if chunks[chunk].state == .sealed, parent != Chunk.none, !isStatic(parent) {
+                return "chunk \(chunk): static, but not what it follows"
+            }
+        }
+        return nil
+    }
+
     private func brokenDiskInvariant(of chunk: UInt32) -> String? {
         let entry = chunks[chunk]
         if (entry.memory == .loading) != (disk.loads[chunk] != nil) { return "loading" }

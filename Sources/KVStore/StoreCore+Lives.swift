@@ -62,6 +62,13 @@ extension StoreCore {
             ChunkLife(due: currentTime + length, slidingNs: life.isSliding ? length : 0), of: chunk)
     }
 
+    /// The chunk has a life without end.
+    mutating func takeLife(of chunk: UInt32) {
+        if !chunks[chunk].hasTimeToLive { return }
+        set(TimeToLive?.none, of: chunk)
+        tellDisksOfExpiry(chunk)
+    }
+
     private mutating func set(_ life: ChunkLife, of chunk: UInt32) {
         chunks[chunk].hasTimeToLive = true
         lives[chunk] = life

@@ -66,15 +66,15 @@ extension StoreCore {
     /// `keys` may start anywhere in the chain. With `holdMs` the chunks found stay until `readers`
     /// read leases on them have been released, the time has passed, the hold is released or the
     /// session ends. `hint` is what the request says of the time after it, for the policy; for
-    /// `pinMs` they are kept from eviction, as far as half the arena goes.
+    /// `pin` they are kept from eviction, as far as half the arena goes.
     package mutating func match(
         space handle: UInt32, root: Digest, keys: [Digest], holdMs: UInt64? = nil, readers: Int = 1,
-        hint: ReuseHint = .none, pinMs: UInt64? = nil, session: SessionID, now: UInt64
+        hint: ReuseHint = .none, pin duration: PinDuration? = nil, session: SessionID, now: UInt64
     ) throws(StoreError) -> Match {
         advance(to: now)
         try requireKeys(keys)
         _ = try requireSpace(handle, session: session)
-        if let pinMs { try requireLifetime(pinMs, smallest: 1) }
+        if let duration { try require(duration) }
         if let holdMs {
             try requireRoomForLease(session)
             try requireLeaseTime(holdMs)
@@ -90,7 +90,7 @@ extension StoreCore {
         policy.begin(PolicyRequest(now: currentTime, hint: hint, length: before + keys.count))
         touch(found)
         markUsed(found)
-        if let pinMs { pinAsHinted(found, until: currentTime + pinMs * 1_000_000) }
+        if let duration { pinAsHinted(found, until: end(of: duration)) }
         let tiers = found.map { chunks[$0].memory == .resident ? Tier.memory : .disk }
         counters.matchedKeysOnDisk += tiers.count { $0 == .disk }
         guard let holdMs, !found.isEmpty else {

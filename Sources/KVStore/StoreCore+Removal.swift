@@ -107,13 +107,19 @@ extension StoreCore {
             }
             place += 1
         }
+        // Of what is dropped or has expired, nothing that followed comes back as static.
+        let isForGood = (fate == .dropped || fate == .expired) && statics.missingCount > 0
+        let keys = isForGood ? order.map { chunks[$0].key } : []
+        let root = roots[Int(chunks[top].root)].digest
         for chunk in order.reversed() { remove(chunk, fate: fate) }
+        if isForGood { endMarks(following: keys, root: root) }
         return order.count
     }
 
     /// Takes one chunk without children out of the store.
     private mutating func remove(_ chunk: UInt32, fate: Fate) {
         precondition(chunks[chunk].firstChild == Chunk.none, "children go first")
+        leaveStatics(chunk, fate: fate)
         if chunks[chunk].hasTimeToLive { lives[chunk] = nil }
         if chunks[chunk].isPinnedUntil { endTimedPin(chunk) }
         let entry = chunks[chunk]

@@ -57,16 +57,17 @@ extension StoreCore {
     ///
     /// `keys` are consecutive. They start at chunk 0, or follow `parent`. What is refused for want
     /// of room says so in the reservation; keys that can't be (a gap, a broken chain) are errors,
-    /// and change nothing. For `pinMs` from now on what is sealed under the lease is kept from
+    /// and change nothing. For `pin` from now on what is sealed under the lease is kept from
     /// eviction, as far as half the arena goes.
     package mutating func reserve(
         space handle: UInt32, root: Digest, keys: [Digest], parent: Digest? = nil,
-        timeToLiveMs: UInt64, tag: UInt64? = nil, hint: ReuseHint = .none, pinMs: UInt64? = nil,
+        timeToLiveMs: UInt64, tag: UInt64? = nil, hint: ReuseHint = .none,
+        pin duration: PinDuration? = nil,
         session: SessionID, now: UInt64
     ) throws(StoreError) -> Reservation {
         advance(to: now)
         try requireKeys(keys)
-        if let pinMs { try requireLifetime(pinMs, smallest: 1) }
+        if let duration { try require(duration) }
         try requireLeaseTime(timeToLiveMs)
         try requireRoomForLease(session)
         let space = try requireSpace(handle, session: session)
@@ -151,7 +152,7 @@ extension StoreCore {
             return result
         }
         lease.tag = tag
-        lease.pinsUntil = pinMs.map { currentTime + $0 * 1_000_000 }
+        lease.pinsUntil = duration.map { end(of: $0) }
         writeLeases[id] = lease
         sessions[session]!.writeLeases.insert(id)
         deadlines.add(.writeLease(id), due: lease.deadline)
@@ -309,6 +310,7 @@ extension StoreCore {
         for shard in space.shardPages.indices where isSampled() { startCheck(chunk, shard: shard) }
         unpin(chunk)
         makeVisible(chunk)
+        settleMark(of: chunk, isNew: true)
         admitSealed(chunk)
     }
 

@@ -12,7 +12,8 @@ package import KVTier
 /// simulator run exactly this code.
 ///
 /// Files: this one has the state, sessions and spaces; `+Load`, `+Save`, `+Memory` (eviction),
-/// `+Removal`, `+Deadlines`, `+Checks` and `+Housekeeping` have the calls, `Disk/` what disks add.
+/// `+Removal`, `+Deadlines`, `+Checks`, `+Housekeeping`, `+Pins` and `+Static` have the calls, `Disk/`
+/// what disks add.
 package struct StoreCore: ~Copyable {
     /// What the core is made with.
     package struct Configuration: Sendable {
@@ -59,6 +60,8 @@ package struct StoreCore: ~Copyable {
         case synced(ticket: UInt64, fault: TierFault?)
         /// Nothing of this read lease is pending any more.
         case leaseReady(UInt64)
+        /// Which chunks are static has changed: keep ``StoreCore/staticList`` on all disks.
+        case keepStatics
         /// Tell the operator.
         case warning(String)
     }
@@ -118,6 +121,7 @@ package struct StoreCore: ~Copyable {
     var writerNameSlots: [String: UInt32] = [:]
     var lives: [UInt32: ChunkLife] = [:]
     var pinsUntil: [UInt32: UInt64] = [:]
+    var statics = StaticState()
     var checks: [UInt64: Check] = [:]
     var checksOfChunk: [UInt32: [UInt64]] = [:]
     var sampler: UInt64
@@ -168,7 +172,7 @@ package struct StoreCore: ~Copyable {
             arenaReadyBytes: allocator.readySlabs * allocator.slabPages * ExtentAllocator.pageBytes,
             usedBytes: allocator.usedPages * ExtentAllocator.pageBytes,
             quarantinedBytes: quarantinedPages * ExtentAllocator.pageBytes,
-            pinnedBytes: pinnedBytes, disk: diskGauges)
+            pinnedBytes: pinnedBytes, chunksStatic: statics.marks.count, disk: diskGauges)
     }
 }
 

@@ -81,6 +81,8 @@ public struct StoreGauges: Sendable, Equatable {
     public var usedBytes = 0
     public var quarantinedBytes = 0
     public var pinnedBytes = 0
+    /// Chunks that are pinned for good, those among them that are missing included.
+    public var chunksStatic = 0
     /// What the disks hold.
     public var disk = DiskGauges()
 }

@@ -22,6 +22,11 @@ public enum StoreLimits {
     public static let lifetimeMs: UInt64 = 31_536_000_000
     /// Of the arena, what can be pinned: one part in this many.
     public static let pinnedShareOfArena = 2
+    /// Chunks that are static at a time, those among them that are missing included.
+    public static let staticChunks = 65_536
+    /// Of what the disks may take together, if each is taken for as small as the smallest, what static
+    /// chunks may need: one part in this many.
+    public static let staticShareOfDisk = 4
     /// Removed chunks whose fate `explain` still knows.
     package static let rememberedFates = 65_536
 }

@@ -122,6 +122,32 @@ public final class StoreSession: Sendable {
             session: self, reservation: reservation, shardCount: space.space.shardCount)
     }
 
+    /// Keeps the leading keys that are there from eviction for a time, or for good: then they are
+    /// static, with all that they follow. - Returns: how many.
+    ///
+    /// Where the store has disks, static chunks outlive it: the next one on the same directories finds
+    /// them again and reads them into memory.
+    @discardableResult
+    public func pin(
+        _ space: Space, root: Root, keys: [Digest], for duration: PinDuration
+    ) throws(StoreError) -> Int {
+        try store.withCore { core, now throws(StoreError) in
+            try core.pin(
+                space: space.handle, root: root.digest, keys: keys, for: duration, session: id,
+                now: now)
+        }
+    }
+
+    /// Takes pins off the given keys, those without end too. What something static follows stays
+    /// static. - Returns: how many had one.
+    @discardableResult
+    public func unpin(_ space: Space, root: Root, keys: [Digest]) throws(StoreError) -> Int {
+        try store.withCore { core, now throws(StoreError) in
+            try core.unpin(
+                space: space.handle, root: root.digest, keys: keys, session: id, now: now)
+        }
+    }
+
     /// Drops the given keys and all that follow them. - Returns: how many chunks went.
     @discardableResult
     public func drop(_ space: Space, root: Root, keys: [Digest]) throws(StoreError) -> Int {

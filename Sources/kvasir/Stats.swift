@@ -63,7 +63,10 @@ struct StatisticsReport {
                 "chunks_being_written", "chunks_loading",
             ]
         ),
-        ("Stored now", ["chunks", "chunks_writing", "chunks_doomed", "spaces", "roots"]),
+        (
+            "Stored now",
+            ["chunks", "chunks_static", "chunks_writing", "chunks_doomed", "spaces", "roots"]
+        ),
         ("In use now", ["sessions", "holds", "read_leases", "write_leases", "connections"]),
         (
             "Loads",

@@ -82,21 +82,34 @@ struct ClientTests {
             #expect(try client.match(space, root: root, keys: keys, hint: hint).count == 0)
         }
         let lease = try client.reserve(
-            space, root: root, keys: keys, hint: .pending(seconds: 2), pinMs: 60_000)
+            space, root: root, keys: keys, hint: .pending(seconds: 2), pin: .milliseconds(60_000))
         #expect(try pinned() == 0)
         #expect(try client.commit(lease) == 4)
         let bytes = try #require(try pinned())
         #expect(bytes > 0)
         #expect(try client.unpin(space, root: root, keys: keys) == 4)
         let match = try client.match(
-            space, root: root, keys: keys, holdMs: 1_000, hint: .closed, pinMs: 60_000)
+            space, root: root, keys: keys, holdMs: 1_000, hint: .closed, pin: .milliseconds(60_000))
         #expect(match.count == 4 && match.hold != nil)
         #expect(try pinned() == bytes)
+
+        func isStatic() throws -> Int? {
+            try client.stats().first { $0.name == "chunks_static" }?.value
+        }
+        #expect(try client.pin(space, root: root, keys: keys, for: .forever) == 4)
+        #expect(try isStatic() == 4)
+        #expect(try client.allChunks(ChunkFilter()).allSatisfy { $0.isStatic })
+        #expect(try client.unpin(space, root: root, keys: keys) == 4)
+        #expect(try isStatic() == 0)
+        _ = try client.match(space, root: root, keys: keys, pin: .forever)
+        #expect(try isStatic() == 4)
+        #expect(try client.unpin(space, root: root, keys: keys) == 4)
 
         let priority = ReuseHint(.unknown, priority: ReuseHint.mostPriority + 1)
         for wrong in [(ReuseHint.none, 0), (priority, 1)] {
             let refused = try #require(throws: ClientError.self) {
-                try client.match(space, root: root, keys: keys, hint: wrong.0, pinMs: wrong.1)
+                try client.match(
+                    space, root: root, keys: keys, hint: wrong.0, pin: .milliseconds(wrong.1))
             }
             #expect(refused.code == .argument)
         }
@@ -167,7 +180,7 @@ struct ClientTests {
         try Sample.save(client, space, root, keys)
         #expect(try client.explain(space, root: root, keys: keys).code == "hit")
         #expect(try client.explain(space, root: root, keys: keys).matched == 4)
-        #expect(try client.pin(space, root: root, keys: keys, forMs: 10_000) == 4)
+        #expect(try client.pin(space, root: root, keys: keys, for: .milliseconds(10_000)) == 4)
         #expect(try client.unpin(space, root: root, keys: keys) == 4)
         #expect(try client.expire(space, root: root, keys: keys, afterMs: 100_000) == 4)
         #expect(

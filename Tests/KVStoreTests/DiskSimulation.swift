@@ -106,6 +106,9 @@ final class DiskSimulation {
     /// Of how many chunks the core is told at a time; any, if that isn't said.
     var batchChunks: Int?
     var counts: [String: Int] = [:]
+    /// Which chunks are static, as a start finds it; and whether there is something newer.
+    var keptStatics: [TierMark] = []
+    var staticsToKeep = false
     private var isCrashing = false
     /// What was saved while the disks were read.
     private var savedAgain: Set<Digest> = []
@@ -151,6 +154,8 @@ final class DiskSimulation {
         core = Self.makeDiskCore(&random, kind, policy)
         session = core.openSession(name: "client")
         handles = try spaces.map { try core.open($0, session: session).handle }
+        core.restoreStatics(keptStatics)
+        staticsToKeep = false
         for disk in disks { disk.faults = SimulatedFaults() }
         let directories = try disks.enumerated().map { try open($1, volume: $0) }
         try recover(directories)
@@ -335,6 +340,7 @@ final class DiskSimulation {
                 completions.list.withLock { $0.append((volume, id, outcome)) }
             }
         case .synced(let ticket, let fault): synced(ticket, fault)
+        case .keepStatics: staticsToKeep = true
         case .leaseReady, .warning: break
         }
     }
@@ -469,7 +475,7 @@ final class DiskSimulation {
         case 89: if pick(2) == 0 { try drop() } else { try expire() }
         case 90..<93: try sync()
         case 93..<95: recoverSome()
-        case 95: pass(UInt64(pick(3)) * second)
+        case 95: if pick(2) == 0 { pass(UInt64(pick(3)) * second) } else { try pinForGood() }
         case 96: pass(second / 100)
         case 97: try releaseHold()
         case 98: if pick(4) == 0, !isCrashing { try crash() }
@@ -594,6 +600,39 @@ final class DiskSimulation {
             }
         }
         count("expiries", ms == 0 ? 0 : found)
+    }
+
+    /// Makes a prompt static, or ordinary again; and perhaps has the list kept.
+    func pinForGood() throws {
+        let prompt = prompt()
+        let (handle, root) = (handles[prompt[0].space], prompt[0].root)
+        if pick(3) == 0 {
+            let count = try core.unpin(
+                space: handle, root: root, keys: prompt.last!.path, session: session, now: now)
+            self.count("unpins", count)
+        } else {
+            do {
+                let found = try core.pin(
+                    space: handle, root: root, keys: prompt.last!.path, for: .forever,
+                    session: session, now: now)
+                count("static", found)
+                // It takes the time to live away, as expiry by 0 does.
+                for node in prompt.prefix(found) {
+                    let key = node.path.last!
+                    if expiries.removeValue(forKey: key) == nil, !unsettled.contains(key),
+                        !uncertain.contains(key)
+                    {
+                        continue
+                    }
+                    forgetExpiry(key)
+                    unsettled.insert(key)
+                }
+            } catch {
+                if error.code != .limit { throw error }
+            }
+        }
+        drain()
+        if staticsToKeep, pick(2) == 0 { (keptStatics, staticsToKeep) = (core.staticList, false) }
     }
 
     /// What was told earlier counts no more.

@@ -43,6 +43,7 @@ struct DiskSimulationTests {
         if kind.isLate { #expect(counts["stalls", default: 0] > 0) }
         for what in [
             "saves", "hits", "disk hits", "reads", "syncs", "drops", "expiries", "crashes",
+            "static",
         ] {
             #expect(counts[what, default: 0] > 0, "\(what)")
         }

@@ -198,7 +198,7 @@ final class Simulation {
             result = try core.reserve(
                 space: client.handles[space], root: root, keys: Array(keys[skip...]),
                 parent: skip > 0 ? keys[skip - 1] : nil, timeToLiveMs: seconds * 1000,
-                pinMs: hintedPin(), session: client.id, now: now)
+                pin: hintedPin(), session: client.id, now: now)
         } catch {
             if error.code == .gap, skip > 0, hasPressure || nodes[keys[skip - 1]] == nil { return }
             throw error
@@ -316,7 +316,9 @@ final class Simulation {
     }
 
     /// Mostly none.
-    func hintedPin() -> UInt64? { pick(8) == 0 ? UInt64(1 + pick(5)) * 1000 : nil }
+    func hintedPin() -> PinDuration? {
+        pick(8) == 0 ? .milliseconds((1 + pick(5)) * 1000) : nil
+    }
 
     func match() throws {
         let client = clients[pick(clients.count)]
@@ -325,7 +327,7 @@ final class Simulation {
         let found = try core.match(
             space: client.handles[space], root: root, keys: keys,
             holdMs: hold ? UInt64(1 + pick(15)) * 1000 : nil,
-            readers: 1 + pick(2), pinMs: hintedPin(), session: client.id, now: now)
+            readers: 1 + pick(2), pin: hintedPin(), session: client.id, now: now)
         let expected = keys.prefix { nodes[$0]?.isVisible ?? false }.count
         if found.count > expected || (!hasPressure && found.count < expected) {
             throw Failure(description: "matched \(found.count), expected \(expected)")
@@ -437,8 +439,13 @@ final class Simulation {
             }
         case 1:
             do {
-                _ = try core.pin(
-                    space: handle, root: root, keys: keys, ms: ms + 1, session: client.id, now: now)
+                let isForGood = pick(3) == 0
+                let count = try core.pin(
+                    space: handle, root: root, keys: keys,
+                    for: isForGood ? .forever : .milliseconds(Int(ms) + 1), session: client.id,
+                    now: now)
+                // It takes the time to live away.
+                if isForGood { for key in keys.prefix(count) { nodes[key]?.expiresAt = nil } }
             } catch {
                 if error.code != .limit { throw error }
             }

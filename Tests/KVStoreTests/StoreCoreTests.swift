@@ -1,4 +1,5 @@
 import KVIdentity
+import KVPolicy
 import KVStore
 import TestRandom
 import Testing
@@ -79,8 +80,10 @@ struct StoreCoreTests {
             try core.release(id, session: session, now: now)
         }
 
-        func pin(_ keys: [Digest], ms: UInt64) throws(StoreError) -> Int {
-            try core.pin(space: space, root: root, keys: keys, ms: ms, session: session, now: 1)
+        func pin(_ keys: [Digest], ms: Int) throws(StoreError) -> Int {
+            try core.pin(
+                space: space, root: root, keys: keys, for: .milliseconds(ms), session: session,
+                now: 1)
         }
 
         func drop(_ keys: [Digest]) throws(StoreError) -> Int {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the golden segment and disk header that the disk format's tests are checked against.
+"""Writes the golden files that the disk format's tests are checked against.
 
 It spells out, byte by byte, what ``docs/formats.md`` says of them, and shares no code with Kvasir.
 Checksums are XXH3-64 of the package ``xxhash``, which is all that it needs: ``pip install xxhash``.
@@ -285,6 +285,31 @@ def make_segment() -> bytes:
     return segment
 
 
+def make_static_list() -> bytes:
+    """A list of two static chunks, the second of which follows the first."""
+    root, space = digest(0x60), digest(0x20)
+    first, second = digest(0x80), digest(0xA0)
+    entries = padded(first + bytes(32) + root + space + second + first + root + space)
+    return (
+        block(
+            b"".join(
+                [
+                    b"KVSTATIC",  # 0
+                    struct.pack("<I", VERSION),  # 8
+                    struct.pack("<I", BLOCK),  # 12
+                    DISK,  # 16
+                    struct.pack("<Q", 7),  # 32 generation
+                    struct.pack("<Q", CREATED_MS),  # 40
+                    struct.pack("<I", 2),  # 48
+                    bytes(4),  # 52
+                    checksum(entries),  # 56
+                ]
+            )
+        )
+        + entries
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
@@ -292,6 +317,7 @@ def main() -> int:
     goldens = {
         RESOURCES / "segment-v1.kvseg.golden": make_segment(),
         RESOURCES / "kvasir-disk-v1.golden": make_disk_header(),
+        RESOURCES / "kvasir-static-v1.golden": make_static_list(),
     }
     differs = False
     for path, content in goldens.items():

@@ -215,7 +215,7 @@ package struct CoreReplay {
                     core.checkCompleted(job: job, checksum: 0, now: now)
                 case .io(let volume, let request):
                     core.diskCompleted(volume: volume, request.id, .done, now: now)
-                case .leaseReady, .warning, .synced: break
+                case .leaseReady, .warning, .synced, .keepStatics: break
                 }
                 core.settle(now: now)
             }

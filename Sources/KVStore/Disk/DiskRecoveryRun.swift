@@ -79,8 +79,15 @@ final class DiskRecoveryRun: Sendable {
             return true
         }
         guard mayGoOn else { return false }
-        store.withCore { core, now in
+        let statics = store.withCore { core, now in
             for volume in found.volumes.indices { core.recovered(volume: volume, now: now) }
+            return core.staticPlaces
+        }
+        if statics.all > 0 {
+            let rest = statics.all - statics.pinned - statics.missing
+            logger.info(
+                "static chunks: \(statics.pinned) come to memory, \(rest) stay on disk because half the memory is pinned, \(statics.missing) are missing"
+            )
         }
         return true
     }

@@ -171,9 +171,10 @@ extension StoreCore {
     /// Lets disks and core tell each other what there is, until nobody has anything to say, and
     /// leaves what disks have to do in ``effects``. To be called after each event.
     package mutating func settle(now: UInt64) {
-        if !hasDisks { return }
+        if !hasDisks { return continueStatics() }
         advance(to: now)
         repeat {
+            continueStatics()
             pumpWrites()
             continueReclaims()
             settleSyncs()

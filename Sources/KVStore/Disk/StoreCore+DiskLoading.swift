@@ -125,6 +125,7 @@ extension StoreCore {
         }
         if load.isPutOff {
             counters.chunksRefusedLoad += 1
+            if entry.state == .sealed, isStatic(chunk) { wantStatics(in: Self.secondNs) }
         } else if let problem = load.problem, entry.state == .sealed {
             effects.append(
                 .warning(

@@ -2,8 +2,8 @@ internal import KVDisk
 internal import KVPolicy
 internal import KVTier
 
-// When a disk wants a segment back: what was matched since it was written is written again, up to
-// half of the segment, the most recently used first; the rest loses its place. That is a second
+// When a disk wants a segment back: what is static, and what was matched since it was written, is
+// written again, up to half of the segment, the most recently used first; the rest loses its place. That is a second
 // chance for each record, in the order in which records came (FIFO with reinsertion).
 
 /// A segment that a disk wants back.
@@ -107,7 +107,8 @@ extension StoreCore {
         if chunks[chunk].memory == .absent {
             // What somebody holds must stay, and what is in memory needs what it follows.
             let mustStay =
-                chunks[chunk].pins > 0 || reclaim.keepsAll || isFollowedInMemory(chunk)
+                chunks[chunk].pins > 0 || reclaim.keepsAll || isKeptStatic(chunk)
+                || isFollowedInMemory(chunk)
             if isKept || mustStay {
                 if load(chunk) {
                     disk.reclaims[index].refusals = 0
@@ -123,7 +124,7 @@ extension StoreCore {
             return true
         }
         // Not whatever memory has: where that is more than fits the disk, it would be written for ever.
-        let isWanted = chunks[chunk].isHot
+        let isWanted = chunks[chunk].isHot || isKeptStatic(chunk)
         forgetPlaces(of: chunk)
         if !isKept {
             counters.chunksLeftToMemory += 1
@@ -244,13 +245,17 @@ extension StoreCore {
             disk.reclaims[index].kept = Set(order)
             return
         }
-        let hot = order.filter { chunks[$0].isHot }.sorted {
+        // What is static is moved as far as there is room; the rest is written anew as what was saved
+        // is.
+        let isFirst = Set(order.filter { isKeptStatic($0) })
+        let hot = order.filter { chunks[$0].isHot && !isFirst.contains($0) }.sorted {
             policy.worth(of: $0) > policy.worth(of: $1)
         }
         var room = disk.volumes[reclaim.volume].segmentBytes / Self.movedShareOfSegment
-        var kept: Set<UInt32> = []
+        room -= isFirst.reduce(0) { $0 + chunkBytes(of: $1) }
+        var kept = isFirst
         for chunk in hot {
-            room -= spaces[chunks[chunk].space]!.chunkBytes
+            room -= chunkBytes(of: chunk)
             if room < 0 { break }
             kept.insert(chunk)
         }

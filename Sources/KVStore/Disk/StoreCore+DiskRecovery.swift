@@ -44,7 +44,9 @@ extension StoreCore {
         advance(to: now)
         disk.volumes[volume].isRecovering = false
         disk.volumes[volume].log.recovered(now: currentTime)
-        if !isRecovering { (disk.recentDrops, disk.recentExpiries) = ([], [:]) }
+        if isRecovering { return }
+        (disk.recentDrops, disk.recentExpiries) = ([], [:])
+        if !statics.marks.isEmpty { wantStatics(in: 0) }
     }
 
     private mutating func take(
@@ -53,6 +55,7 @@ extension StoreCore {
         if wasDropped(found, space) {
             // What follows it is dropped, too, even if it has been stored anew meanwhile.
             disk.recentDrops.insert(.key(found.key, root: found.root, space: space.id))
+            endMarks(ofMissing: [found.key], root: found.root, space: space.id)
             return
         }
         if let known = index.find(found.key, chunks) {
@@ -113,6 +116,7 @@ extension StoreCore {
         disk.absentCount += 1
         counters.chunksRecovered += 1
         if found.expiresMs > 0 { limitLife(of: chunk, untilMs: found.expiresMs) }
+        settleMark(of: chunk, isNew: false)
     }
 
     // MARK: What was saved again meanwhile
@@ -175,6 +179,7 @@ extension StoreCore {
         becameAbsent(chunk)
         unpin(chunk)
         makeVisible(chunk)
+        settleMark(of: chunk, isNew: false)
     }
 
     private func wasDropped(_ found: RecoveredChunk, _ space: CacheSpace) -> Bool {

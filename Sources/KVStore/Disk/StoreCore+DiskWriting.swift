@@ -59,9 +59,10 @@ extension StoreCore {
         return .isWritten
     }
 
-    /// Whether somebody waits for it to be durable, so that it must not get lost meanwhile.
+    /// Whether somebody waits for it to be durable, or it is static, so that it must not get lost
+    /// meanwhile.
     func isAwaitedOnDisk(_ chunk: UInt32) -> Bool {
-        chunks[chunk].disk == .waiting && !disk.syncs.isEmpty
+        chunks[chunk].disk == .waiting && (!disk.syncs.isEmpty || isStatic(chunk))
     }
 
     /// Whether something else is evicted first, because a disk will soon have the chunk: what is evicted

@@ -9,11 +9,13 @@ struct Chunks: ParsableCommand {
             for its KV to be used again).
 
               kvasir chunks list --tier disk --idle 2d     what only takes room
+              kvasir chunks pin --root 3fa9 --forever      keep a system prompt for good
               kvasir chunks drop --space llama --dry-run   what dropping a model would mean
 
             All of this asks a server that runs. 'kvasir disk' looks into a directory without one.
             """,
         subcommands: [
-            ChunksList.self, ChunksLocate.self, ChunksVerify.self, ChunksDrop.self,
+            ChunksList.self, ChunksLocate.self, ChunksVerify.self, ChunksPin.self, ChunksUnpin.self,
+            ChunksDrop.self,
         ])
 }

@@ -59,7 +59,7 @@ struct ChunksList: ParsableCommand {
                 catalogue.space(of: chunk)?.title ?? "\(chunk.space)",
                 String(chunk.root.digest.hex.prefix(8)), "\(chunk.number)", chunk.location.words,
                 ByteCount(chunk.byteCount).description, Format.age(chunk.idleMs),
-                chunk.isPinned ? "yes" : "",
+                chunk.isStatic ? "static" : chunk.isPinned ? "yes" : "",
             ])
         }
         return table
@@ -79,6 +79,7 @@ struct ChunkLine: Encodable {
     let bytes: Int
     let idleMs: Int
     let inUse: Bool
+    let isStatic: Bool
 
     enum CodingKeys: String, CodingKey {
         case key, parent, root, space
@@ -89,6 +90,7 @@ struct ChunkLine: Encodable {
         case bytes
         case idleMs = "idle_ms"
         case inUse = "in_use"
+        case isStatic = "static"
     }
 
     init(_ chunk: ListedChunk, space known: StoredSpace?) {
@@ -103,5 +105,6 @@ struct ChunkLine: Encodable {
         bytes = chunk.byteCount
         idleMs = chunk.idleMs
         inUse = chunk.isPinned
+        isStatic = chunk.isStatic
     }
 }

@@ -21,6 +21,8 @@ struct DiskLook {
     let paths: [String]
     let directories: [DiskDirectory]
     let recovered: RecoveredDisks
+    /// By directory its list of static chunks.
+    let statics: [StaticListFile.Content]
     private let files: [ReadOnlyIO]
 
     /// Reads all that segments say. It blocks, with a bar on standard error when that takes long.
@@ -37,6 +39,9 @@ struct DiskLook {
             directories.append(directory)
         }
         (self.files, self.directories) = (files, directories)
+        statics = zip(paths, directories).map { path, directory in
+            StaticListFile(directory: path, disk: directory.disk).read()
+        }
         let bar = ProgressBar("reading")
         let nowMs = UInt64(Date().timeIntervalSince1970 * 1000)
         let recovery = DiskRecovery(directories, wallMs: nowMs) { progress in
@@ -63,11 +68,19 @@ struct DiskLook {
 
     /// Says what is amiss on standard error.
     func tellProblems() {
-        for (volume, found) in recovered.volumes.enumerated() {
+        for volume in recovered.volumes.indices {
             let name = nameBefore(volume)
-            for problem in found.problems { Output.tell("problem: \(name)\(problem)\n") }
+            for problem in problems(volume) { Output.tell("problem: \(name)\(problem)\n") }
             for note in notes(volume) { Output.tell("note: \(name)\(note)\n") }
         }
+    }
+
+    /// What is wrong in a directory.
+    func problems(_ volume: Int) -> [String] {
+        guard case .unusable(let problem, _) = statics[volume] else {
+            return recovered.volumes[volume].problems
+        }
+        return recovered.volumes[volume].problems + [problem]
     }
 
     /// What stands before a message: the directory, if there are several.

@@ -87,7 +87,7 @@ struct DiskCompact: ParsableCommand {
         let segment = files.joined().compactMap { $0.header?.segmentBytes }.max()
         let chunk = look.recovered.spaces.map(\.chunkBytes).max() ?? 0
         return (
-            segment ?? 4 << 20, max(256 << 20, 8 * chunk),
+            segment ?? 4 << 20, max(256 << 20, 16 * chunk),
             files.map { $0.reduce(0) { $0 + $1.byteCount } }
         )
     }

@@ -73,6 +73,8 @@ struct DiskReport: Encodable {
     let segments: [Segment]
     let spaces: [Space]
     let chunks: Int
+    /// Of the directory's list; nil where there is none that can be read.
+    let staticChunks: Int?
     /// Chunks, or shards, that a start leaves out, by why.
     let leftOut: [String: Int]
     let problems: [String]
@@ -83,6 +85,7 @@ struct DiskReport: Encodable {
         case createdMs = "created_ms"
         case liveBytes = "live_bytes"
         case leftOut = "left_out"
+        case staticChunks = "static_chunks"
     }
 
     /// Of all directories.
@@ -102,7 +105,12 @@ struct DiskReport: Encodable {
         self.spaces = spaces
         chunks = found.counts.chunks
         leftOut = Self.leftOut(found.counts)
-        problems = found.problems
+        if case .list(_, let marks) = look.statics[volume] {
+            staticChunks = marks.count
+        } else {
+            staticChunks = nil
+        }
+        problems = look.problems(volume)
         notes = look.notes(volume)
     }
 
@@ -177,6 +185,9 @@ extension DiskReport {
                 + "live: \(Format.count(chunks, "chunk")), \(ByteCount(liveBytes)) "
                 + "(\(Self.percent(liveBytes, of: bytes)))",
         ]
+        if let staticChunks {
+            lines.append("its list has \(Format.count(staticChunks, "static chunk")) of all disks")
+        }
         if !segments.isEmpty { lines += ["", segmentTable] }
         if segments.count > Self.mostSegments {
             lines.append("… \(segments.count - Self.mostSegments) more; --json has all")

@@ -32,7 +32,7 @@ struct DiskVerify: ParsableCommand {
         if untold > 0 { print("… and \(Format.number(untold)) more") }
         print(Self.summary(verification, seconds: Date().timeIntervalSince(start)))
         if verification.badCount > 0
-            || look.recovered.volumes.contains(where: { !$0.problems.isEmpty })
+            || look.paths.indices.contains(where: { !look.problems($0).isEmpty })
         {
             throw ExitCode(1)
         }

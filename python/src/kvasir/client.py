@@ -14,7 +14,7 @@ import uuid
 import weakref
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from .errors import (
     Timeout,
     server_error,
 )
-from .hints import NO_HINT, Hint
+from .hints import FOREVER, NO_HINT, Hint
 from .identity import KEY_BYTES, Space
 from .leases import (
     Explanation,
@@ -535,13 +535,27 @@ class Client:
         return self._count("KV.PREFETCH", space, root, keys, (), timeout)
 
     def pin(
-        self, space: Space, root: bytes, keys: bytes, ms: int, *, timeout: float | None = None
+        self,
+        space: Space,
+        root: bytes,
+        keys: bytes,
+        ms: int | Literal["forever"],
+        *,
+        timeout: float | None = None,
     ) -> int:
-        """Keeps keys from eviction for ``ms``; how many leading ones."""
-        return self._count("KV.PIN", space, root, keys, (ms,), timeout)
+        """Keeps keys from eviction for ``ms``; how many leading ones.
+
+        ``"forever"``: with all that they follow, until they are unpinned or dropped. On a daemon
+        with a disk they outlive restarts, and come to memory by themselves then.
+        """
+        duration: Argument = "FOREVER" if ms == FOREVER else ms
+        return self._count("KV.PIN", space, root, keys, (duration,), timeout)
 
     def unpin(self, space: Space, root: bytes, keys: bytes, *, timeout: float | None = None) -> int:
-        """Ends what :meth:`pin` began; how many."""
+        """Ends what :meth:`pin` began; of how many.
+
+        What something follows that stays pinned forever stays so too.
+        """
         return self._count("KV.UNPIN", space, root, keys, (), timeout)
 
     def expire(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from ._resp import Argument
 
@@ -18,6 +18,8 @@ PIN_KEY = "kvasir.pin_s"
 PRIORITY_LEAST, PRIORITY_MOST = -8, 7
 SECONDS_MOST = 31_536_000
 PIN_LEAST = 0.001
+#: Instead of seconds: a pin without end, which outlives restarts of a daemon that has a disk.
+FOREVER: Final = "forever"
 
 
 class Hint(NamedTuple):
@@ -34,11 +36,17 @@ class Hint(NamedTuple):
     #: -8 to 7, 0 is ordinary. Below it chunks count less, above it more; taken as it is said.
     priority: int = 0
     #: For so many seconds from the request on, nothing of it is evicted, as far as half of the
-    #: daemon's memory goes (``pins_refused`` in its figures counts the rest). None: no pin.
-    pin_seconds: float | None = None
+    #: daemon's memory goes (``pins_refused`` in its figures counts the rest). ``"forever"``: until
+    #: it is unpinned or dropped, also over restarts of a daemon that has a disk. None: no pin.
+    pin_seconds: float | Literal["forever"] | None = None
 
     @classmethod
-    def parse(cls, text: str, priority: int = 0, pin_seconds: float | None = None) -> Hint:
+    def parse(
+        cls,
+        text: str,
+        priority: int = 0,
+        pin_seconds: float | Literal["forever"] | None = None,
+    ) -> Hint:
         """Reads ``closed``, ``pending``, ``pending:SECONDS`` or ``none``; else ValueError."""
         word, colon, rest = text.partition(":")
         seconds: float | None = None
@@ -54,9 +62,14 @@ class Hint(NamedTuple):
             )
         if not PRIORITY_LEAST <= priority <= PRIORITY_MOST:
             raise ValueError(f"a priority is {PRIORITY_LEAST} to {PRIORITY_MOST}, not {priority}")
-        if pin_seconds is not None and not PIN_LEAST <= pin_seconds <= SECONDS_MOST:
+        if isinstance(pin_seconds, str):
+            is_pin = pin_seconds == FOREVER
+        else:
+            is_pin = pin_seconds is None or PIN_LEAST <= pin_seconds <= SECONDS_MOST
+        if not is_pin:
             raise ValueError(
-                f"a pin is {PIN_LEAST} to {SECONDS_MOST:,} seconds long, not {pin_seconds}"
+                f"a pin is {PIN_LEAST} to {SECONDS_MOST:,} seconds long, or {FOREVER!r}, "
+                f"not {str(pin_seconds)[:40]!r}"
             )
         return cls(word, seconds, priority, pin_seconds)  # type: ignore[arg-type]
 
@@ -69,7 +82,9 @@ class Hint(NamedTuple):
             arguments += ["HINT", f"{self.expectation}{time}"]
         if self.priority:
             arguments += ["PRIORITY", self.priority]
-        if self.pin_seconds is not None:
+        if isinstance(self.pin_seconds, str):
+            arguments += ["PIN", "FOREVER"]
+        elif self.pin_seconds is not None:
             arguments += ["PIN", round(self.pin_seconds * 1000)]
         return arguments
 
@@ -83,11 +98,12 @@ def hint_of(params: Mapping[str, Any] | None) -> Hint:
         return NO_HINT
     text, priority = params.get(HINT_KEY) or "none", params.get(PRIORITY_KEY) or 0
     pin = params.get(PIN_KEY)
-    are_numbers = _is_number(priority, int) and (pin is None or _is_number(pin, (int, float)))
-    if isinstance(text, str) and are_numbers:
+    is_pin = pin is None or isinstance(pin, str) or _is_number(pin, (int, float))
+    if isinstance(text, str) and _is_number(priority, int) and is_pin:
         return Hint.parse(text, priority, pin)
     raise ValueError(
-        f"{HINT_KEY} is a text, {PRIORITY_KEY} a whole number, {PIN_KEY} seconds; not {params!r}"
+        f"{HINT_KEY} is a text, {PRIORITY_KEY} a whole number, {PIN_KEY} seconds or "
+        f"{FOREVER!r}; not {params!r}"
     )
 
 

@@ -31,6 +31,7 @@ PROMPT = random.Random(1).choices(range(900), k=48)
         ({"kvasir.pin_s": 600}, Hint(pin_seconds=600)),
         ({"kvasir.pin_s": 0.001, "kvasir.hint": "pending"}, Hint("pending", pin_seconds=0.001)),
         ({"kvasir.pin_s": SECONDS_MOST}, Hint(pin_seconds=SECONDS_MOST)),
+        ({"kvasir.pin_s": "forever"}, Hint(pin_seconds="forever")),
         ({"kvasir.pin_s": None}, NO_HINT),
     ],
 )
@@ -59,6 +60,9 @@ WRONG: list[dict[str, Any]] = [
     {"kvasir.pin_s": float("nan")},
     {"kvasir.pin_s": SECONDS_MOST + 1},
     {"kvasir.pin_s": "600"},
+    {"kvasir.pin_s": "Forever"},
+    {"kvasir.pin_s": ""},
+    {"kvasir.pin_s": ["forever"]},
     {"kvasir.pin_s": True},
 ]
 
