@@ -233,7 +233,6 @@ public final class Store: Sendable {
     /// Lets time pass. - Returns: nanoseconds until that is wanted again.
     private func tick() -> UInt64 {
         withCore { core, now in
-            core.advance(to: now)
             core.settle(now: now)
             if !core.waitsForMemory { isTickWanted.store(false, ordering: .relaxed) }
             let next = core.nextDeadline ?? .max

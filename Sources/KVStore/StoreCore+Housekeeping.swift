@@ -27,15 +27,18 @@ extension StoreCore {
         let slot = rootSlots[root]
         var result: [Location] = []
         for key in keys {
-            guard let chunk = index.find(key, chunks), chunks[chunk].space == handle,
-                chunks[chunk].root == slot
-            else {
-                result.append(.absent)
-                continue
-            }
-            result.append(location(of: chunk))
+            let chunk = find(key, space: handle, rootSlot: slot)
+            result.append(chunk.map { location(of: $0) } ?? .absent)
         }
         return result
+    }
+
+    /// The chunk of a key, if it is in this space and under this root.
+    func find(_ key: Digest, space handle: UInt32, rootSlot: UInt32?) -> UInt32? {
+        guard let chunk = index.find(key, chunks), chunks[chunk].space == handle,
+            chunks[chunk].root == rootSlot
+        else { return nil }
+        return chunk
     }
 
     func location(of chunk: UInt32) -> Location {
@@ -124,16 +127,10 @@ extension StoreCore {
         try requireKeys(keys)
         let space = try requireSpace(handle, session: session)
         let slot = rootSlots[root]
-        func find(_ key: Digest) -> UInt32? {
-            guard let chunk = index.find(key, chunks), chunks[chunk].space == handle,
-                chunks[chunk].root == slot
-            else { return nil }
-            return chunk
-        }
-        let known = Set(keys.filter { find($0) != nil })
+        let known = Set(keys.filter { find($0, space: handle, rootSlot: slot) != nil })
         var count = 0
         for key in keys {
-            let chunk = find(key)
+            let chunk = find(key, space: handle, rootSlot: slot)
             // What went with an earlier key needs no word of its own.
             if chunk == nil, known.contains(key) { continue }
             dropOnDisks(.key(key, root: root, space: space.id))

@@ -113,9 +113,7 @@ extension StoreCore {
         var count = 0
         // What follows goes first, so that nothing static follows what is asked for later.
         for key in keys.reversed() {
-            let chunk = index.find(key, chunks).flatMap {
-                chunks[$0].space == handle && chunks[$0].root == slot ? $0 : nil
-            }
+            let chunk = find(key, space: handle, rootSlot: slot)
             var had = false
             if let mark = statics.marks[key], mark.root == root, mark.space == space.id {
                 if let chunk, hasStaticChild(chunk) { continue }

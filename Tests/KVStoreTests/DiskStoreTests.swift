@@ -4,13 +4,12 @@ import KVDiskFormat
 import KVIdentity
 import KVPolicy
 import KVStore
-import Logging
 import TestRandom
 import Testing
 
 /// Stores on real directories; what is decided is tested with simulated ones.
 @Suite("A store on a disk")
-struct DiskStoreTests {
+struct DiskStoreTests: StoreOnDisk {
     /// A directory that goes with the object.
     final class Directory {
         let path = NSTemporaryDirectory() + "kvasir-disk-test-\(UUID().uuidString)"
@@ -27,59 +26,11 @@ struct DiskStoreTests {
         }
     }
 
-    private let root = Root(key([1, 2]))
-    private let space: CacheSpace
-    private let directory = Directory()
-    private static let diskBytes = 64 << 20
+    let space: CacheSpace
+    let directory = Directory()
+    static let diskBytes = 64 << 20
 
     init() throws { space = try makeSpace(shardBytes: [100_000]) }
-
-    private func open(
-        memoryBytes: Int = 4 << 20, diskBytes: Int = diskBytes, paths: [String]? = nil,
-        policy: PolicyName = .default
-    ) throws -> Store {
-        var logger = Logger(label: "test")
-        logger.logLevel = .critical
-        let store = try Store(
-            .init(
-                memoryBytes: memoryBytes, verifyOneIn: 0,
-                disks: (paths ?? [directory.path]).map {
-                    DiskConfiguration(directory: $0, byteCount: diskBytes)
-                }, policy: policy, logger: logger))
-        #expect(store.waitUntilReady() && store.waitUntilRecovered())
-        return store
-    }
-
-    private func keys(_ prompt: UInt64, _ count: Int) -> [Digest] {
-        (0..<UInt64(count)).map { key([prompt, $0]) }
-    }
-
-    private func save(_ store: Store, _ keys: [Digest]) throws {
-        let session = store.session(name: "test")
-        let opened = try session.open(space)
-        let lease = try session.reserve(opened, root: root, keys: keys)
-        for position in lease.positions {
-            lease.withBytes(of: position) { bytes in
-                _ = bytes.initializeMemory(
-                    as: UInt8.self, repeating: UInt8(truncatingIfNeeded: keys[position].words.0))
-            }
-        }
-        try lease.commit()
-    }
-
-    /// How many leading keys are there, with the right bytes.
-    private func load(_ store: Store, _ keys: [Digest]) throws -> Int {
-        let session = store.session(name: "test")
-        let opened = try session.open(space)
-        guard let lease = try session.read(opened, root: root, keys: keys) else { return 0 }
-        for place in 0..<lease.count {
-            let wanted = UInt8(truncatingIfNeeded: keys[place].words.0)
-            lease.withBytes(of: place) { bytes in
-                #expect(bytes.count == 100_000 && bytes.allSatisfy { $0 == wanted })
-            }
-        }
-        return lease.count
-    }
 
     @Test("What was synced is there after a restart, and comes back byte for byte")
     func restart() throws {

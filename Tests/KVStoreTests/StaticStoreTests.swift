@@ -4,49 +4,16 @@ import KVDiskFormat
 import KVIdentity
 import KVPolicy
 import KVStore
-import Logging
 import Testing
 
 /// Static chunks on real directories.
 @Suite("Static chunks of a store on a disk")
-struct StaticStoreTests {
-    private let root = Root(key([1, 2]))
-    private let space: CacheSpace
-    private let directory = DiskStoreTests.Directory()
+struct StaticStoreTests: StoreOnDisk {
+    let space: CacheSpace
+    let directory = DiskStoreTests.Directory()
+    static let diskBytes = DiskConfiguration.smallestBytes
 
     init() throws { space = try makeSpace(shardBytes: [100_000]) }
-
-    private func open(
-        memoryBytes: Int = 4 << 20, diskBytes: Int = DiskConfiguration.smallestBytes,
-        paths: [String]? = nil, admission: DiskAdmission = .all
-    ) throws -> Store {
-        var logger = Logger(label: "test")
-        logger.logLevel = .critical
-        let store = try Store(
-            .init(
-                memoryBytes: memoryBytes, verifyOneIn: 0,
-                disks: (paths ?? [directory.path]).map {
-                    DiskConfiguration(directory: $0, byteCount: diskBytes)
-                }, diskAdmission: admission, logger: logger))
-        #expect(store.waitUntilReady() && store.waitUntilRecovered())
-        return store
-    }
-
-    private func keys(_ prompt: UInt64, _ count: Int) -> [Digest] {
-        (0..<UInt64(count)).map { key([prompt, $0]) }
-    }
-
-    private func save(_ store: Store, _ keys: [Digest]) throws {
-        let session = store.session(name: "test")
-        let lease = try session.reserve(session.open(space), root: root, keys: keys)
-        for position in lease.positions {
-            lease.withBytes(of: position) { bytes in
-                _ = bytes.initializeMemory(
-                    as: UInt8.self, repeating: UInt8(truncatingIfNeeded: keys[position].words.0))
-            }
-        }
-        try lease.commit()
-    }
 
     private func pin(_ store: Store, _ keys: [Digest]) throws -> Int {
         let session = store.session(name: "test")
@@ -56,18 +23,6 @@ struct StaticStoreTests {
     private func unpin(_ store: Store, _ keys: [Digest]) throws -> Int {
         let session = store.session(name: "test")
         return try session.unpin(session.open(space), root: root, keys: keys)
-    }
-
-    private func load(_ store: Store, _ keys: [Digest]) throws -> Int {
-        let session = store.session(name: "test")
-        guard let lease = try session.read(session.open(space), root: root, keys: keys) else {
-            return 0
-        }
-        for place in 0..<lease.count {
-            let wanted = UInt8(truncatingIfNeeded: keys[place].words.0)
-            lease.withBytes(of: place) { #expect($0.allSatisfy { $0 == wanted }) }
-        }
-        return lease.count
     }
 
     /// Waits for something that comes by itself.

@@ -101,7 +101,7 @@ extension StoreCore {
         let hasRoom =
             reclaim.keepsAll
             || disk.volumes[reclaim.volume].log.takesMove(
-                bytes: spaces[chunks[chunk].space]!.chunkBytes, records: shardCount(of: chunk),
+                bytes: chunkBytes(of: chunk), records: shardCount(of: chunk),
                 now: currentTime)
         let isKept = reclaim.kept.contains(chunk) && hasRoom
         if chunks[chunk].memory == .absent {

@@ -100,7 +100,7 @@ extension StoreCore {
         for chunk in run.reversed() {
             chunks[chunk].disk = .waiting
             let serial = disk.nextSerial()
-            disk.beginsToWait(chunk, serial: serial, bytes: extentBytes(of: chunk))
+            disk.beginsToWait(chunk, serial: serial, bytes: chunkBytes(of: chunk))
             disk.queue.append((chunk, serial))
         }
         compactDiskQueue()
@@ -121,11 +121,9 @@ extension StoreCore {
     mutating func leaveDiskQueue(_ chunk: UInt32) {
         guard chunks[chunk].disk == .waiting else { return }
         chunks[chunk].disk = .none
-        disk.waitsNoMore(chunk, bytes: extentBytes(of: chunk))
+        disk.waitsNoMore(chunk, bytes: chunkBytes(of: chunk))
         if disk.passedOver.remove(chunk) != nil { updateEvictable(chunk) }
     }
-
-    private func extentBytes(of chunk: UInt32) -> Int { spaces[chunks[chunk].space]!.chunkBytes }
 
     // MARK: Writing
 
